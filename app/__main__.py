@@ -1,0 +1,5 @@
+"""`python -m app` is `modelwright`."""
+
+from app.cli import main
+
+main()

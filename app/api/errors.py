@@ -1,0 +1,136 @@
+"""One table: error -> status and OpenAI's error type. Everything that leaves as an error leaves through here."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.core import errors
+from app.core.logging import get_logger
+
+log = get_logger(__name__)
+
+# The stock client retries 408, 409, 429 and 5xx, so a permanent refusal is 400, 401, 403 or 404.
+STATUS: dict[type[errors.ModelwrightError], tuple[int, str]] = {
+    errors.InvalidRequest: (400, "invalid_request_error"),
+    errors.Unauthenticated: (401, "authentication_error"),
+    errors.PermissionDenied: (403, "permission_error"),
+    errors.NotFound: (404, "invalid_request_error"),
+    errors.Overloaded: (429, "rate_limit_error"),
+    errors.DeadlineExceeded: (503, "server_error"),
+    errors.Unavailable: (503, "server_error"),
+}
+_HTTP_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def envelope(message: str, kind: str, code: str | None, param: str | None) -> dict[str, Any]:
+    """OpenAI's error body."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def respond(exc: errors.ModelwrightError) -> JSONResponse:
+    """The answer for one of our errors."""
+    status, kind = next(STATUS[c] for c in type(exc).__mro__ if c in STATUS)
+    retry_after = getattr(exc, "retry_after", None)
+    headers = {"retry-after": str(retry_after)} if retry_after else {}
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(envelope(exc.message, kind, exc.code, exc.param), status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer our errors, validation errors, HTTP errors and surprises with the same envelope."""
+    app.add_exception_handler(errors.ModelwrightError, _ours)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _surprise)
+
+
+async def _ours(_request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, errors.ModelwrightError)
+    return respond(exc)
+
+
+async def _validation(_request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, RequestValidationError)
+    found = _most_telling(exc.errors())
+    path = [str(p) for p in found["loc"] if p not in ("body", "query", "path", "header")]
+    param = ".".join(p for p in path if "[" not in p and not p.startswith("function-")) or None
+    message = f"{param}: {_say(found)}" if param else _say(found)
+    code = "unknown_field" if found["type"] == "extra_forbidden" else "invalid_value"
+    if found["type"] == "missing":
+        code = "missing_field"
+    if found["type"] == "json_invalid":
+        code, param = "invalid_json", None
+        message = f"the body is not valid JSON ({found.get('ctx', {}).get('error', 'cannot be parsed')})"
+    return JSONResponse(envelope(message, "invalid_request_error", code, param), 400)
+
+
+def _most_telling(found: Sequence[Any]) -> Any:
+    """Of a union's complaints, the one that is not only about `"auto"`."""
+    rest = [e for e in found if not (e["type"] == "literal_error" and e.get("ctx", {}).get("expected") == "'auto'")]
+    return (rest or found)[0]
+
+
+def _say(found: Any) -> str:
+    """Value, limit and remedy of one pydantic complaint."""
+    given = found.get("input")
+    shown = repr(given) if isinstance(given, str | int | float | bool) else type(given).__name__
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    text = str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        return f"unknown field{_suggest(str(found['loc'][-1]))}: remove it"
+    if found["type"] == "missing":
+        return "this field is required"
+    if found["type"] == "value_error":
+        return text
+    return f"{text[:1].lower()}{text[1:]}, not {shown}"
+
+
+def _suggest(name: str) -> str:
+    from app.contracts.fine_tuning import FineTuningRequest
+    from app.contracts.hyperparameters import Hyperparameters
+
+    usual = {
+        "epochs": "n_epochs",
+        "num_train_epochs": "n_epochs",
+        "lr": "learning_rate",
+        "optimizer": "optim",
+        "scheduler": "lr_scheduler_type",
+        "warmup": "warmup_ratio",
+        "gradient_clipping": "max_grad_norm",
+        "label_smoothing": "label_smoothing_factor",
+    }
+    known = [*Hyperparameters.model_fields, *FineTuningRequest.model_fields]
+    close = [usual[name]] if name in usual else difflib.get_close_matches(name, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+async def _http(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, HTTPException)
+    kind = _HTTP_TYPES.get(exc.status_code, "invalid_request_error" if exc.status_code < 500 else "server_error")
+    message, code = str(exc.detail), None
+    if exc.status_code == 404:
+        message, code = f"no route {request.method} {request.url.path}: GET /docs lists them", "unknown_route"
+    elif exc.status_code == 405:
+        message, code = f"{request.url.path} does not answer {request.method}", "method_not_allowed"
+    elif exc.status_code == 413:
+        message, code = "the body is larger than this route accepts: send it in parts", "body_too_large"
+    return JSONResponse(envelope(message, kind, code, None), exc.status_code, exc.headers)
+
+
+async def _surprise(_request: Request, exc: Exception) -> JSONResponse:
+    log.error("unhandled_error", exc_info=exc)
+    return JSONResponse(
+        envelope(
+            "something went wrong here; the log has it under x-request-id",
+            "server_error",
+            "internal_error",
+            None,
+        ),
+        500,
+    )

@@ -1,0 +1,141 @@
+"""API keys: made, checked, listed, revoked. The secret is shown once and kept only as its SHA-256."""
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Lock
+
+from app.contracts.scopes import SCOPES, Scope, allows
+from app.core.errors import InvalidRequest, NotFound, PermissionDenied, Unauthenticated
+from app.registry.keys import KeyRepository
+from app.registry.session import Database
+from app.registry.tables import ApiKeyRow
+
+_KEY = re.compile(r"mw_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+ADMIN_KEY_FILE = "admin.key"
+# A revoked key works for this long at most on a gateway that has just seen it; asking Postgres for every
+# prediction would cost more than the prediction.
+_CACHE_SECONDS = 1.0
+_CACHE_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who is calling."""
+
+    key_id: str
+    scopes: list[str]
+
+    def require(self, scope: Scope) -> None:
+        """Raises `PermissionDenied` naming the scope that is missing."""
+        if not allows(self.scopes, scope):
+            raise PermissionDenied(
+                f"this key has the scopes {', '.join(self.scopes)}; this call needs {scope!r}: "
+                "make a key with `modelwright keys create --scope " + scope + "`"
+            )
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class KeyService:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._cache: dict[str, tuple[float, Caller]] = {}
+        self._lock = Lock()
+
+    def create(self, name: str, scopes: list[str], expires_in_days: float | None = None) -> str:
+        """Make a key and return its text, the only time it is known."""
+        key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+        self._add(key_id, secret, name, scopes, expires_in_days)
+        return f"mw_{key_id}_{secret}"
+
+    def _add(self, key_id: str, secret: str, name: str, scopes: list[str], days: float | None) -> None:
+        unknown = [s for s in scopes if s not in SCOPES]
+        if unknown or not scopes:
+            raise InvalidRequest(f"unknown scope {', '.join(unknown) or '(none)'}: choose from {', '.join(SCOPES)}")
+        if not 1 <= len(name) <= 64:
+            raise InvalidRequest(f"the name has {len(name)} characters; give it 1 to 64")
+        expires = datetime.now(UTC) + timedelta(days=days) if days is not None else None
+        with self._database.unit_of_work() as session:
+            KeyRepository(session).add(
+                ApiKeyRow(id=key_id, name=name, secret_sha256=_digest(secret), scopes=scopes, expires_at=expires)
+            )
+
+    def ensure_admin(self, home: Path, given: str | None = None) -> str | None:
+        """Make the first admin key when no key works, and write it to `home/admin.key`; None when one does.
+
+        `given` (`MODELWRIGHT_ADMIN_KEY`) is registered as it is, once.
+        """
+        if given is not None:
+            match = _KEY.fullmatch(given)
+            if match is None:
+                raise InvalidRequest(
+                    "MODELWRIGHT_ADMIN_KEY must look like mw_<16 hex digits>_<43 characters of A-Za-z0-9_->"
+                )
+            with self._database.unit_of_work() as session:
+                known = KeyRepository(session).get(match[1]) is not None
+            if not known:
+                self._add(match[1], match[2], "admin (given)", ["admin"], None)
+            return None
+        with self._database.unit_of_work() as session:
+            if KeyRepository(session).any_working():
+                return None
+        key = self.create("admin", ["admin"])
+        home.mkdir(parents=True, exist_ok=True)
+        path = home / ADMIN_KEY_FILE
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(key + "\n")
+        return key
+
+    def any_working(self) -> bool:
+        with self._database.unit_of_work() as session:
+            return KeyRepository(session).any_working()
+
+    def all(self) -> list[ApiKeyRow]:
+        with self._database.unit_of_work() as session:
+            return KeyRepository(session).all()
+
+    def revoke(self, key_id: str) -> None:
+        """Raises `NotFound` for an id that no key has."""
+        with self._database.unit_of_work() as session:
+            row = KeyRepository(session).get(key_id)
+            if row is None:
+                raise NotFound(f"no key {key_id!r}: `modelwright keys list` shows them")
+            row.revoked_at = row.revoked_at or datetime.now(UTC)
+        with self._lock:
+            self._cache.clear()
+
+    def cached(self, key: str) -> Caller | None:
+        """The caller behind a key checked less than a second ago; never blocks."""
+        found = self._cache.get(_digest(key))
+        return found[1] if found and found[0] > time.monotonic() else None
+
+    def check(self, key: str) -> Caller:
+        """The caller behind `key`. Raises `Unauthenticated` when it is malformed, unknown, expired or revoked."""
+        if caller := self.cached(key):
+            return caller
+        refused = Unauthenticated(
+            "the API key is unknown, expired or revoked: `modelwright keys list` shows the keys, "
+            "`modelwright keys create` makes one"
+        )
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise refused
+        with self._database.unit_of_work() as session:
+            row = KeyRepository(session).working(match[1])
+        if row is None or not hmac.compare_digest(row.secret_sha256, _digest(match[2])):
+            raise refused
+        caller = Caller(row.id, row.scopes)
+        with self._lock:
+            if len(self._cache) >= _CACHE_SIZE:
+                self._cache.clear()
+            self._cache[_digest(key)] = (time.monotonic() + _CACHE_SECONDS, caller)
+        return caller

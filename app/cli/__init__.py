@@ -1,0 +1,31 @@
+"""`modelwright`: one file a command group. Heavy imports wait until a command needs them."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from app.cli import doctor, keys, run, up
+from app.core.errors import ModelwrightError
+
+cli = typer.Typer(
+    help="Fine-tune, compress and serve transformer models on your own machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+cli.command()(up.up)
+cli.command()(run.gateway)
+cli.command()(run.worker)
+cli.command()(run.migrate)
+cli.add_typer(keys.cli, name="keys", help="Make, list and revoke API keys.")
+cli.command()(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point: our own errors are a sentence and exit code 1, not a traceback."""
+    try:
+        cli()
+    except ModelwrightError as exc:
+        Console(stderr=True).print(f"[red]error:[/red] {exc.message}", highlight=False)
+        sys.exit(1)

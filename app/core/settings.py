@@ -1,0 +1,93 @@
+"""Every setting, each an environment variable `MODELWRIGHT_<NAME>`. Knows no server, no table, no route."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """Defaults suit one machine; production sets the three URLs."""
+
+    model_config = SettingsConfigDict(env_prefix="MODELWRIGHT_", extra="ignore")
+
+    home: Path = Path("var")
+    """Where keys, the embedded servers' data and (by default) the store live."""
+
+    database_url: str | None = None
+    """PostgreSQL, e.g. `postgresql://user:secret@host/modelwright`. Unset: `modelwright up` runs its own."""
+
+    redis_url: str | None = None
+    """Valkey or Redis, e.g. `redis://host:6379/0`. Unset: `modelwright up` runs its own."""
+
+    store_url: str | None = None
+    """Folder that all hosts see, for uploads and artifacts. Unset: `<home>/store`."""
+
+    models: Path | None = None
+    """Folder of base models; each subfolder is one, named by it."""
+
+    hub: bool = False
+    """Let the trainer fetch base models from the model hub. Off: the service never uses the network."""
+
+    provider: Literal["auto", "onnxruntime-cpu", "cuda"] = "auto"
+    """Execution provider of the inference worker."""
+
+    organization: str = Field("modelwright", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The `<org>` part of `ft:<base>:<org>:<suffix>:<id>` and `organization_id` on jobs."""
+
+    max_upload_bytes: int = Field(512 * MIB, gt=0)
+    """Largest file that `/v1/files` and `/v1/uploads` accept."""
+
+    max_request_bytes: int = Field(32 * MIB, gt=0)
+    """Largest body of every other request: 1,024 inputs of the largest size would be refused by count first."""
+
+    max_inputs: int = Field(1024, gt=0)
+    """Inputs in one `/predict` call."""
+
+    max_input_chars: int = Field(100_000, gt=0)
+    """Characters in one input; a page of text is about 3,000."""
+
+    queue_limit: int = Field(8192, gt=0)
+    """Inputs that may wait for the inference workers before callers get 429."""
+
+    predict_timeout_ms: int = Field(30_000, gt=0, le=600_000)
+    """Deadline of a prediction whose caller sets none."""
+
+    batch_tokens: int = Field(4096, gt=0)
+    """Padded tokens in one inference batch: 32 rows of 128. More raises latency, not throughput."""
+
+    session_limit: int = Field(8, gt=0)
+    """Versions an inference worker keeps loaded; the least recently used leaves first."""
+
+    lease_seconds: float = Field(45.0, gt=0)
+    """A worker silent for this long has lost its job."""
+
+    heartbeat_seconds: float = Field(2.0, gt=0)
+    """How often a worker renews its lease, writes progress and looks for a cancel."""
+
+    max_attempts: int = Field(3, gt=0)
+    """Runs of one job before it ends as `worker_lost`."""
+
+    trainer_concurrency: int = Field(1, gt=0)
+    """Jobs one trainer worker runs at once; each uses all cores, so more than 1 suits several GPUs only."""
+
+    admin_key_env: str | None = Field(None, alias="MODELWRIGHT_ADMIN_KEY")
+    """Use this admin key instead of making one; containers set it."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+
+    @property
+    def store_path(self) -> Path:
+        """The store's folder, made absolute: children of this process may run elsewhere."""
+        return Path(self.store_url).absolute() if self.store_url else (self.home / "store").absolute()
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()

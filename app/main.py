@@ -1,0 +1,98 @@
+"""`create_app()`: wiring only. Importing this file starts and reads nothing."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from app import __version__
+from app.api import errors
+from app.api.deps import Services, declared_scope
+from app.api.middleware import PUBLIC, Authentication, RequestContext
+from app.api.routes import files, fine_tuning, models, predictions, system
+from app.auth.keys import KeyService
+from app.core.dataplane import DataPlane
+from app.core.errors import Unavailable
+from app.core.logging import configure_logging
+from app.core.metrics import GatewayMetrics
+from app.core.queue import Bell
+from app.core.settings import Settings, get_settings
+from app.registry.session import Database
+from app.services.files import FileService
+from app.services.fine_tuning import FineTuningService
+from app.services.health import HealthService
+from app.services.models import ModelService
+from app.services.predictions import PredictionService
+from model_store.store import Store
+
+_DESCRIPTION = """Fine-tune, compress and serve transformer models on your own machines.
+
+The stock `openai` client works against this service: `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key=...)`.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The gateway. Raises `Unavailable` when a URL is missing, `RuntimeError` when a route declares no scope."""
+    settings = settings or get_settings()
+    if not settings.database_url or not settings.redis_url:
+        raise Unavailable(
+            "the gateway needs MODELWRIGHT_DATABASE_URL and MODELWRIGHT_REDIS_URL; `modelwright up` sets them"
+        )
+    configure_logging(settings, "gateway")
+    database = Database(settings.database_url)
+    bell = Bell(settings.redis_url)
+    metrics = GatewayMetrics()
+    plane = DataPlane(settings.redis_url, settings, metrics.plane)
+    model_service = ModelService(database, settings)
+    services = Services(
+        settings=settings,
+        keys=KeyService(database),
+        files=FileService(database, Store(settings.store_path), settings),
+        fine_tuning=FineTuningService(database, model_service, bell, settings),
+        models=model_service,
+        predictions=PredictionService(plane, settings),
+        health=HealthService(database, plane),
+        plane=plane,
+        metrics=metrics,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await plane.start()
+        yield
+        await plane.stop()
+        bell.close()
+        database.dispose()
+
+    app = FastAPI(
+        title="Modelwright",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        max_body_size=settings.max_request_bytes,
+        # The stock client sends an empty body with a JSON content type, and curl users forget the header.
+        swagger_ui_parameters={"persistAuthorization": True},
+    )
+    app.state.services = services
+    for router in (
+        files.build(settings),
+        fine_tuning.router,
+        models.router,
+        predictions.router,
+        system.router,
+    ):
+        app.include_router(router)
+    errors.install(app)
+    app.add_middleware(Authentication, keys=services.keys)
+    app.add_middleware(RequestContext, metrics=metrics)
+    _refuse_undeclared(app)
+    return app
+
+
+def _refuse_undeclared(app: FastAPI) -> None:
+    """Deny by default: a route without a scope must not start."""
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.path not in PUBLIC and not declared_scope(route.dependencies):
+            raise RuntimeError(f"{route.path} declares no scope: add dependencies=[requires(...)]")

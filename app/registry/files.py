@@ -1,0 +1,62 @@
+"""Rows of files and uploads."""
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.registry.paging import page
+from app.registry.tables import FileRow, UploadPartRow, UploadRow
+
+
+class FileRepository:
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def add(self, row: FileRow) -> FileRow:
+        self.session.add(row)
+        self.session.flush()
+        return row
+
+    def get(self, file_id: str) -> FileRow | None:
+        """The file, unless deleted or expired."""
+        return self.session.scalars(
+            select(FileRow).where(
+                FileRow.id == file_id,
+                FileRow.deleted_at.is_(None),
+                (FileRow.expires_at.is_(None)) | (FileRow.expires_at > func.now()),
+            )
+        ).first()
+
+    def page(self, *, after: str | None, limit: int, order: str, purpose: str | None) -> tuple[list[FileRow], bool]:
+        query = select(FileRow).where(
+            FileRow.deleted_at.is_(None), (FileRow.expires_at.is_(None)) | (FileRow.expires_at > func.now())
+        )
+        if purpose:
+            query = query.where(FileRow.purpose == purpose)
+        return page(self.session, query, FileRow, after=after, limit=limit, order=order)
+
+    def in_use(self, file_id: str) -> str | None:
+        """The id of an unfinished job that needs the file."""
+        from app.registry.tables import JobRow
+
+        return self.session.scalars(
+            select(JobRow.id).where(
+                JobRow.finished_at.is_(None),
+                (JobRow.training_file == file_id) | (JobRow.validation_file == file_id) | (JobRow.test_file == file_id),
+            )
+        ).first()
+
+
+class UploadRepository:
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def add(self, row: UploadRow | UploadPartRow) -> None:
+        self.session.add(row)
+        self.session.flush()
+
+    def get(self, upload_id: str, *, lock: bool = False) -> UploadRow | None:
+        query = select(UploadRow).where(UploadRow.id == upload_id)
+        return self.session.scalars(query.with_for_update() if lock else query).first()
+
+    def parts(self, upload_id: str) -> list[UploadPartRow]:
+        return list(self.session.scalars(select(UploadPartRow).where(UploadPartRow.upload_id == upload_id)))

@@ -1,0 +1,103 @@
+"""Rows of models, versions and aliases: names in, versions out."""
+
+import re
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.core.ids import new_id
+from app.registry.paging import page
+from app.registry.tables import AliasRow, ModelRow, VersionRow
+
+_REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:@([A-Za-z0-9][A-Za-z0-9._-]{0,63})|:([1-9][0-9]{0,8}))?")
+
+
+class ModelRepository:
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def by_name(self, name: str) -> ModelRow | None:
+        """Names differ in more than case."""
+        return self.session.scalars(select(ModelRow).where(ModelRow.name_key == name.lower())).first()
+
+    def page(self, *, after: str | None, limit: int) -> tuple[list[ModelRow], bool]:
+        return page(self.session, select(ModelRow), ModelRow, after=after, limit=limit)
+
+    def all_versions(self) -> list[VersionRow]:
+        query = select(VersionRow).where(VersionRow.deleted_at.is_(None))
+        return list(self.session.scalars(query.order_by(VersionRow.created_at.desc())).unique())
+
+    def versions(self, model_id: str, *, after: str | None, limit: int) -> tuple[list[VersionRow], bool]:
+        query = select(VersionRow).where(VersionRow.model_id == model_id, VersionRow.deleted_at.is_(None))
+        return page(self.session, query, VersionRow, after=after, limit=limit)
+
+    def resolve(self, reference: str) -> VersionRow | None:
+        """`name` (alias `production`, else newest), `name@alias`, `name:number` or an `ft:` id; None if unknown."""
+        live = select(VersionRow).where(VersionRow.deleted_at.is_(None))
+        if reference.startswith("ft:"):
+            return self.session.scalars(live.where(VersionRow.ft_id == reference)).first()
+        match = _REFERENCE.fullmatch(reference)
+        model = self.by_name(match[1]) if match else None
+        if match is None or model is None:
+            return None
+        if match[3]:
+            query = live.where(VersionRow.model_id == model.id, VersionRow.number == int(match[3]))
+            return self.session.scalars(query).first()
+        alias = self.session.get(AliasRow, (model.id, match[2] or "production"))
+        if alias is not None and alias.version.deleted_at is None:
+            return alias.version
+        if match[2]:
+            return None
+        newest = live.where(VersionRow.model_id == model.id).order_by(VersionRow.number.desc()).limit(1)
+        return self.session.scalars(newest).first()
+
+    def version(self, version_id: str) -> VersionRow | None:
+        return self.session.get(VersionRow, version_id)
+
+    def publish(self, *, name: str, task: str, values: dict[str, Any]) -> VersionRow:
+        """Add the next version under `name`, making the model on its first. Numbers count 1, 2, 3 without gaps."""
+        self.session.execute(
+            insert(ModelRow)
+            .values(id=new_id("model-"), name=name, name_key=name.lower(), task=task)
+            .on_conflict_do_nothing(index_elements=["name_key"])
+        )
+        model_id, number = self.session.execute(
+            update(ModelRow)
+            .where(ModelRow.name_key == name.lower())
+            .values(last_version=ModelRow.last_version + 1)
+            .returning(ModelRow.id, ModelRow.last_version)
+        ).one()
+        row = VersionRow(id=new_id("ver-"), model_id=model_id, number=number, task=task, **values)
+        self.session.add(row)
+        self.session.flush()
+        return row
+
+    # --- aliases ---
+
+    def aliases(self, model_id: str) -> list[AliasRow]:
+        query = select(AliasRow).where(AliasRow.model_id == model_id).order_by(AliasRow.alias)
+        return list(self.session.scalars(query).unique())
+
+    def aliases_of(self, version_id: str) -> list[str]:
+        return list(self.session.scalars(select(AliasRow.alias).where(AliasRow.version_id == version_id)))
+
+    def set_alias(self, model_id: str, alias: str, version_id: str) -> None:
+        self.session.execute(
+            insert(AliasRow)
+            .values(model_id=model_id, alias=alias, version_id=version_id)
+            .on_conflict_do_update(
+                index_elements=["model_id", "alias"],
+                set_={"version_id": version_id, "updated_at": func.clock_timestamp()},
+            )
+        )
+
+    def drop_alias(self, model_id: str, alias: str) -> bool:
+        row = self.session.get(AliasRow, (model_id, alias))
+        if row is not None:
+            self.session.delete(row)
+        return row is not None
+
+    def delete_version(self, row: VersionRow) -> None:
+        row.deleted_at = self.session.scalar(select(func.clock_timestamp()))

@@ -1,0 +1,42 @@
+"""Fixtures of all tiers: real servers from wheels, a database built by the migrations, tiers marked by folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.core.embedded import EmbeddedPostgres, EmbeddedValkey
+
+TIERS = ("unit", "architecture", "conformance", "integration", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folder is the tier."""
+    for item in items:
+        for tier in TIERS:
+            if f"tests/{tier}/" in item.nodeid:
+                item.add_marker(tier)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Valkey for this test process."""
+    server = EmbeddedValkey.start(tmp_path_factory.mktemp("valkey"))
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL for this test process, its schema built by the migrations."""
+    from app.registry.migrate import upgrade
+
+    server = EmbeddedPostgres.start(tmp_path_factory.mktemp("postgres"))
+    upgrade(server.url)
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def repo_root() -> Path:
+    return Path(__file__).parent.parent

@@ -1,0 +1,102 @@
+"""Celery wiring only: the broker's options, the entry points, and what starts and stops with a worker.
+
+Why each option: docs/decisions/0003-celery-is-a-doorbell.md.
+"""
+
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+
+from app.contracts.queues import INFERENCE_CONTROL_QUEUE, RUN_JOB, TRAINING_QUEUE
+from app.core.logging import configure_logging
+from app.core.queue import BROKER_OPTIONS
+from app.core.settings import get_settings
+
+settings = get_settings()
+celery_app = Celery("modelwright", broker=settings.redis_url)
+celery_app.conf.update(
+    accept_content=["json"],
+    broker_connection_max_retries=None,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={**BROKER_OPTIONS, "visibility_timeout": 3600},
+    task_acks_late=False,
+    task_create_missing_queues=True,
+    task_default_queue=TRAINING_QUEUE,
+    task_ignore_result=True,
+    task_publish_retry=False,
+    worker_disable_prefetch=True,
+    worker_hijack_root_logger=False,
+    worker_prefetch_multiplier=1,
+    worker_send_task_events=False,
+)
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _logging(**_: Any) -> None:
+    configure_logging(settings, "worker")
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _stop_jobs(**_: Any) -> None:
+    from workers.lifecycle import stopping
+
+    stopping.set()
+
+
+@celery_app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]
+def run_job(job_id: str) -> None:
+    """The doorbell: somebody says that this job may be waiting."""
+    from workers.context import get_context
+    from workers.lifecycle import run
+
+    run(job_id, get_context())
+
+
+class TrainerStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """A trainer also reconciles (the bell may have been lost) and says that it is alive."""
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._stop: Any = None
+
+    def start(self, parent: Any) -> None:
+        if TRAINING_QUEUE not in parent.app.amqp.queues.consume_from:
+            return
+        from workers.context import get_context
+        from workers.reconciler import start
+
+        self._stop = start(get_context(), parent.hostname)
+
+    def stop(self, _parent: Any) -> None:
+        if self._stop:
+            self._stop()
+
+
+class ServeStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """An inference worker runs the data plane beside its control queue."""
+
+    requires = frozenset({"celery.worker.components:Pool"})
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._consumer: Any = None
+
+    def start(self, parent: Any) -> None:
+        if INFERENCE_CONTROL_QUEUE not in parent.app.amqp.queues.consume_from:
+            return
+        from workers.context import get_context
+        from workers.serving import start_consumer
+
+        self._consumer = start_consumer(get_context())
+
+    def stop(self, _parent: Any) -> None:
+        """Returns when the batch in hand is answered."""
+        if self._consumer:
+            self._consumer.stop()
+            self._consumer = None
+
+    terminate = stop
+
+
+celery_app.steps["worker"].add(TrainerStep)
+celery_app.steps["worker"].add(ServeStep)

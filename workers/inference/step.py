@@ -1,0 +1,40 @@
+"""The consumer as a component of the Celery worker: started with it, stopped in order with it.
+
+Use `--pool=solo` or `threads`: the threads of a runtime do not survive a fork, and a prefork pool forks again
+whenever it replaces a child. Knows nothing of how a consumer is made: a subclass says so in `build`.
+"""
+
+from typing import Any
+
+from celery import bootsteps
+
+from workers.inference.consumer import Consumer
+
+
+class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+    """Add a subclass with `app.steps["worker"].add(...)`."""
+
+    requires = frozenset({"celery.worker.components:Pool"})
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self.consumer: Consumer | None = None
+
+    @staticmethod
+    def build() -> Consumer:
+        """The consumer to run."""
+        raise NotImplementedError("a subclass of InferenceStep says how its consumer is built")
+
+    def start(self, parent: Any) -> None:
+        del parent
+        self.consumer = self.build()
+        self.consumer.start()
+
+    def stop(self, parent: Any) -> None:
+        """Returns when the batch in hand is answered."""
+        del parent
+        if self.consumer is not None:
+            self.consumer.stop()
+            self.consumer = None
+
+    terminate = stop

@@ -1,0 +1,63 @@
+"""Text classification: one row a text; softmax over the labels, or a sigmoid each where several may hold."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.contracts.manifest import Serving
+from workers.codecs.text import TextCodec
+from workers.inference.runtime import Float32
+from workers.inference.tasks.base import Prepared, text_of
+
+Probabilities = npt.NDArray[np.float64]
+
+
+def prepare(
+    codec: TextCodec, serving: Serving, inputs: Sequence[Any], parameters: Mapping[str, Any]
+) -> Prepared:
+    """Inputs: `"text"` or `{"text"}`. Outputs: `{"label", "score"}`, or `{"labels": [...]}` for multi-label.
+
+    Parameters: `top_k` (the best k) or `return_all_scores` add `"scores"`, best first; `threshold` (default
+    0.5) is the least probability of a label in a multi-label answer.
+    """
+    rows = codec.encode([text_of(i, value) for i, value in enumerate(inputs)])
+
+    def finish(logits: list[Float32]) -> list[Any]:
+        values = np.stack(logits).astype(np.float64)
+        probabilities = _sigmoid(values) if serving.multi_label else softmax(values)
+        return [_output(row, serving, parameters) for row in probabilities]
+
+    return Prepared([row.ids for row in rows], finish)
+
+
+def _output(row: Probabilities, serving: Serving, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    output: dict[str, Any] = {}
+    top_k = parameters.get("top_k") or (len(row) if parameters.get("return_all_scores") else 0)
+    ranked: list[dict[str, Any]] = []
+    if top_k or serving.multi_label:
+        order = np.argsort(-row, kind="stable").tolist()
+        ranked = [{"label": serving.labels[i], "score": float(row[i])} for i in order]
+    if serving.multi_label:
+        threshold = parameters.get("threshold", 0.5)
+        output["labels"] = [entry for entry in ranked if entry["score"] >= threshold]
+    else:
+        best = int(row.argmax())
+        output.update(label=serving.labels[best], score=float(row[best]))
+    if top_k:
+        output["scores"] = ranked[:top_k]
+    return output
+
+
+def softmax(logits: Probabilities) -> Probabilities:
+    """Over the last axis."""
+    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: Probabilities = exp / exp.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _sigmoid(logits: Probabilities) -> Probabilities:
+    # Clipped where exp would overflow; beyond 500 the result is 0 or 1 to the last bit anyway.
+    shares: Probabilities = 1.0 / (1.0 + np.exp(-np.clip(logits, -500, 500)))
+    return shares

@@ -1,0 +1,102 @@
+"""From a finished child to a version: artifact into the store, then ONE transaction for version, files and job."""
+
+import secrets
+from pathlib import Path
+
+from app import __version__
+from app.contracts.manifest import Manifest
+from app.contracts.training import Finished, TrainingSpec
+from app.core.ids import new_id
+from app.core.logging import get_logger
+from app.registry.files import FileRepository
+from app.registry.jobs import JobRepository
+from app.registry.models import ModelRepository
+from app.registry.tables import FileRow, JobRow
+from model_store.store import Stored
+from workers.context import WorkerContext
+
+log = get_logger(__name__)
+
+
+def publish(job: JobRow, spec: TrainingSpec, finished: Finished, folder: Path, context: WorkerContext) -> None:
+    """Make the version visible, unless the fence moved on: then the files stay unreferenced and nothing else does."""
+    key = f"artifacts/{job.id}/{job.fence}"
+    manifest = context.store.publish(key, folder / "artifact")
+    csv_id = new_id("file-")
+    with (folder / "metrics.csv").open("rb") as source:
+        stored = context.store.put(f"files/{csv_id}", source, limit=1 << 40)
+    ft_id = f"ft:{job.base_model}:{context.settings.organization}:{job.model_name}:{secrets.token_hex(4)}"
+    with context.database.unit_of_work() as session:
+        jobs = JobRepository(session)
+        FileRepository(session).add(_csv_row(csv_id, job, stored))
+        progress = (job.progress or {}) | {"percent": 100.0, "eta_seconds": 0}
+        row = session.get(JobRow, job.id, with_for_update=True)
+        if row is not None and row.progress:
+            progress = row.progress | {"percent": 100.0, "eta_seconds": 0}
+        published = jobs.end(
+            job.id,
+            job.fence,
+            "succeeded",
+            result_file=csv_id,
+            fine_tuned_model=ft_id,
+            trained_tokens=finished.trained_tokens,
+            progress=progress,
+            error=None,
+        )
+        if not published:
+            session.rollback()
+            log.warning("fence_moved_on")
+            return
+        version = ModelRepository(session).publish(
+            name=job.model_name,
+            task=job.task,
+            values={
+                "ft_id": ft_id,
+                "job_id": job.id,
+                "base_model": job.base_model,
+                "base_revision": spec.base_model_revision,
+                "artifact": key,
+                "digest": manifest.digest,
+                "serving": manifest.serving.model_dump(mode="json"),
+                "metrics": finished.metrics,
+                "datasets": _datasets(spec, finished),
+                "recipe": _recipe(spec, manifest),
+                "parity": finished.parity,
+                "sizes": {name: entry.bytes for name, entry in manifest.files.items()},
+                "code_version": f"modelwright {__version__}",
+            },
+        )
+        name = f"{version.model.name}:{version.number}"
+        jobs.add_events(
+            job.id,
+            [
+                {
+                    "level": "info",
+                    "type": "message",
+                    "message": f"New model version {name} is ready, also as {ft_id}",
+                    "data": {"model": name, "fine_tuned_model": ft_id},
+                }
+            ],
+        )
+
+
+def _csv_row(csv_id: str, job: JobRow, stored: Stored) -> FileRow:
+    return FileRow(
+        id=csv_id,
+        filename=f"{job.id}-metrics.csv",
+        purpose="fine-tune-results",
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+    )
+
+
+def _datasets(spec: TrainingSpec, finished: Finished) -> dict[str, object]:
+    return {split: {"file_id": file.file_id, "sha256": file.sha256} for split, file in spec.datasets.items()} | {
+        "report": finished.datasets
+    }
+
+
+def _recipe(spec: TrainingSpec, manifest: Manifest) -> dict[str, object]:
+    """What was asked for and what was resolved: enough to make the same weights again on the same machine."""
+    asked = spec.model_dump(mode="json", include={"tuner", "hyperparameters", "early_stopping", "seed", "columns"})
+    return {"asked": asked, **manifest.info}

@@ -1,0 +1,1 @@
+"""Objectives: what is optimized, one file each. An objective owns one step; the loop owns the rest."""

@@ -1,0 +1,39 @@
+"""LoRA: low-rank updates of the linear layers, merged into them at the end (Hu et al. 2021,
+arXiv:2106.09685).
+
+The peft library does both; this file maps our parameters to its own.
+"""
+
+from typing import Any, cast
+
+from torch import nn
+
+from workers.training.errors import TrainingFailed
+from workers.training.models import TaskModel
+from workers.training.recipe import TunerRates
+from workers.training.tuners.base import Tuner
+
+
+class LoraTuner(Tuner):
+    # Low-rank factors start at zero and want about ten times the rate (Biderman et al. 2024,
+    # arXiv:2405.09673).
+    rates = TunerRates(body=10.0, head=1.0)
+
+    def attach(self, model: TaskModel) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(**self.config.model_dump(exclude={"type"}))
+        try:
+            model.encoder = get_peft_model(model.encoder, config)
+        except ValueError as error:
+            modules = model.encoder.named_modules()
+            linear = {name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, nn.Linear)}
+            raise TrainingFailed(
+                "base_model",
+                f"peft.target_modules {self.config.target_modules!r} fits no layer; this base model has "
+                f"{', '.join(sorted(linear))}: name some of these or use 'all-linear'",
+                param="peft.target_modules",
+            ) from error
+
+    def merge(self, model: TaskModel) -> None:
+        model.encoder = cast(Any, model.encoder).merge_and_unload()
