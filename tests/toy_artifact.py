@@ -1,9 +1,9 @@
 """Artifacts small enough to read: a 2 KB graph whose answers can be computed by hand, a word-level tokenizer.
 
 Word `w<k>` (k < `WORDS`) has the logits `10 * one_hot(k % labels)`. A text's logits are the mean over its
-tokens, special tokens counting zero; a tagger gives each token its own. So a text of one word repeated has that
-word's label, and a word outside the vocabulary has logits 0. `poison` has an id beyond the embedding: any batch
-that holds it fails.
+tokens, special tokens counting zero; a tagger gives each token its own. So a text of one word repeated has
+that word's label, and a word outside the vocabulary has logits 0. `poison` has an id beyond the embedding: any
+batch that holds it fails.
 """
 
 import hashlib
@@ -89,11 +89,7 @@ def _graph(labels: int, *, pooled: bool) -> bytes:
         nodes,
         "toy",
         [helper.make_tensor_value_info(n, TensorProto.INT64, batch) for n in ("input_ids", "attention_mask")],
-        [
-            helper.make_tensor_value_info(
-                "logits", TensorProto.FLOAT, ["batch", labels] if pooled else [*batch, labels]
-            )
-        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels] if pooled else [*batch, labels])],
         [
             numpy_helper.from_array(table, "table"),
             numpy_helper.from_array(np.array([-1]), "last"),

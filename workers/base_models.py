@@ -39,8 +39,8 @@ def resolve(name: str, settings: Settings) -> BaseModel:
     known = ", ".join(CATALOGUE)
     raise _refused(
         f"base model {name!r} is unknown: it is not in the catalogue ({known}) and no subfolder of "
-        f"MODELWRIGHT_MODELS ({settings.models or 'not set'}); put its files there, or set MODELWRIGHT_HUB=1 to "
-        "fetch it from the model hub"
+        f"MODELWRIGHT_MODELS ({settings.models or 'not set'}); put its files there, or set MODELWRIGHT_HUB=1 "
+        "to fetch it from the model hub"
     )
 
 
@@ -96,7 +96,7 @@ def _from_hub(name: str) -> BaseModel:
         folder = snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.txt"])
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise _refused(
-            f"base model {name!r} could not be fetched from the model hub ({type(error).__name__}): check its name "
-            "and this machine's network"
+            f"base model {name!r} could not be fetched from the model hub ({type(error).__name__}): check "
+            "its name and this machine's network"
         ) from error
     return BaseModel(Path(folder), str(revision))

@@ -8,8 +8,9 @@ import typer
 
 from app.cli.environment import connected_settings, is_loopback
 from app.contracts.queues import INFERENCE_CONTROL_QUEUE, TRAINING_QUEUE
-from app.core.errors import PermissionDenied
+from app.core.errors import PermissionDenied, Unavailable
 from app.core.process import die_with_parent
+from app.core.settings import Settings
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
@@ -19,15 +20,9 @@ def gateway(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Run the HTTP gateway against the configured servers."""
     import uvicorn
 
-    from app.auth.keys import KeyService
-    from app.registry.session import Database
-
     settings = connected_settings()
-    assert settings.database_url
-    if not is_loopback(host) and not KeyService(Database(settings.database_url)).any_working():
-        raise PermissionDenied(
-            f"refusing to listen on {host} while no API key exists: run `modelwright keys create --scope admin` first"
-        )
+    _check_database(settings)
+    _check_keys(settings, host)
     _follow_supervisor()
     uvicorn.run(
         "app.main:create_app",
@@ -71,6 +66,34 @@ def migrate() -> None:
     assert settings.database_url
     upgrade(settings.database_url)
     typer.echo(f"database at revision {revisions(settings.database_url)[0]}")
+
+
+def _check_database(settings: Settings) -> None:
+    from app.registry.migrate import revisions
+
+    assert settings.database_url
+    current, head = revisions(settings.database_url)
+    if current != head:
+        raise Unavailable(f"the database is at schema {current}, this version needs {head}: run `modelwright migrate`")
+
+
+def _check_keys(settings: Settings, host: str) -> None:
+    """Make the first key on loopback; elsewhere one must have been set up on purpose."""
+    from app.auth.keys import KeyService
+    from app.registry.session import Database
+
+    assert settings.database_url
+    database = Database(settings.database_url)
+    keys = KeyService(database)
+    if settings.admin_key_env or is_loopback(host):
+        if key := keys.ensure_admin(settings.home, settings.admin_key_env):
+            typer.echo(f"admin key (shown once; also in {settings.home / 'admin.key'}): {key}")
+    elif not keys.any_working():
+        raise PermissionDenied(
+            f"refusing to listen on {host} while no API key exists: run `modelwright keys create --scope admin` "
+            "first, or set MODELWRIGHT_ADMIN_KEY"
+        )
+    database.dispose()
 
 
 def _follow_supervisor() -> None:

@@ -2,12 +2,11 @@
 
 One reader for each gateway process pops the process's own reply list and resolves futures by request id.
 Calls fail in about a second when Valkey is away or frozen, or when no inference worker lives: every command
-has a socket timeout of `TIMEOUT`, only the reader blocks longer, on a connection of its own. Predictions are
-idempotent, so after Valkey or a worker was lost, what still waits is simply sent again.
+ends after `TIMEOUT`, only the reader blocks longer, on a connection of its own. Predictions are idempotent, so
+after Valkey or a worker was lost, what still waits is simply sent again.
 """
 
 import asyncio
-import contextlib
 import itertools
 import re
 import time
@@ -56,20 +55,18 @@ class DataPlane:
         self._limit = settings.queue_limit
         self._reply_to = reply_list(new_id("gw-"))
         self._metrics = metrics or DataPlaneMetrics(CollectorRegistry())
-        once = Retry(NoBackoff(), 0)
+        # No socket timeouts, which redis-py would pay with a task for each command, and whose `wait_for` loses
+        # cancellations on Python 3.11: each command runs under `asyncio.timeout` here instead. No retries, which
+        # would multiply it.
+        options: dict[str, Any] = {
+            "socket_timeout": None,
+            "socket_connect_timeout": TIMEOUT,
+            "retry": Retry(NoBackoff(), 0),
+        }
         self._commands = Redis.from_pool(
-            BlockingConnectionPool.from_url(
-                redis_url,
-                max_connections=16,
-                timeout=TIMEOUT,
-                socket_timeout=TIMEOUT,
-                socket_connect_timeout=TIMEOUT,
-                retry=once,
-            )
+            BlockingConnectionPool.from_url(redis_url, max_connections=16, timeout=TIMEOUT, **options)
         )
-        self._blocking = Redis.from_url(
-            redis_url, socket_timeout=BLOCK + TIMEOUT, socket_connect_timeout=TIMEOUT, retry=once
-        )
+        self._blocking = Redis.from_url(redis_url, **options)
         self._pending: dict[str, _Pending] = {}
         self._ids = itertools.count()
         self._reader: asyncio.Task[None] | None = None
@@ -84,15 +81,13 @@ class DataPlane:
     async def stop(self) -> None:
         """Stop the reader and fail the calls that still wait."""
         for task in (self._reader, self._probe):
-            if task is not None:
+            while task is not None and not task.done():
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await asyncio.wait([task], timeout=0.1)
         for pending in self._pending.values():
             if not pending.future.done():
                 pending.future.set_exception(Unavailable("the gateway stops: send the request again"))
         await self._commands.aclose()
-        await self._commands.connection_pool.aclose()
         await self._blocking.aclose()
 
     async def predict(
@@ -153,17 +148,18 @@ class DataPlane:
         prefix = f"{WORKERS}:{role}:"
         found: list[str] = []
         try:
-            async with asyncio.timeout(1.5 * TIMEOUT):
+            async with asyncio.timeout(TIMEOUT):
                 async for key in self._commands.scan_iter(match=prefix + "*", count=1000):
                     found.append(key.decode().removeprefix(prefix))
-        except (RedisError, OSError, TimeoutError) as exc:
+        except (RedisError, OSError) as exc:
             raise _away(exc) from exc
         return sorted(found)
 
     async def waiting(self) -> int:
         """Inputs in the queue. Raises `Unavailable` when Valkey does not answer."""
         try:
-            return int(await self._commands.get(PREDICT_WAITING) or 0)
+            async with asyncio.timeout(TIMEOUT):
+                return int(await self._commands.get(PREDICT_WAITING) or 0)
         except (RedisError, OSError) as exc:
             raise _away(exc) from exc
 
@@ -173,11 +169,11 @@ class DataPlane:
         keys = (predict_queue(version_id), PREDICT_DOORBELL, PREDICT_WAITING)
         items = [pack(request) for request in requests]
         try:
-            async with asyncio.timeout(1.5 * TIMEOUT):
+            async with asyncio.timeout(TIMEOUT):
                 # EVAL, not EVALSHA: Valkey caches by hash all the same; a restarted server needs no reload.
                 call = self._commands.eval(PUSH, 3, *keys, limit, version_id, inputs, *cast(list[str], items))
                 admitted, waiting = await cast(Awaitable[tuple[int, int]], call)
-        except (RedisError, OSError, TimeoutError) as exc:
+        except (RedisError, OSError) as exc:
             raise _away(exc) from exc
         if not admitted:
             raise Overloaded(
@@ -236,7 +232,8 @@ class DataPlane:
                     await self._resend("connection_lost")
                     lost, pause = False, 0.05
                 call = self._blocking.blmpop(BLOCK, 1, self._reply_to, direction="LEFT", count=256)
-                popped = await cast(Awaitable[list[Any] | None], call)
+                async with asyncio.timeout(BLOCK + TIMEOUT):
+                    popped = await cast(Awaitable[list[Any] | None], call)
                 for data in popped[1] if popped else ():
                     self._resolve(data)
             except (RedisError, OSError, Unavailable) as exc:

@@ -1,8 +1,8 @@
 """The prediction queue's two atomic steps, push and take, shared by gateways and inference workers.
 
-State in Valkey: one list of requests for each version (`predict_queue`), the doorbell (the versions whose list
-is not empty, each once) and the counter of waiting inputs. Both steps are scripts, because the three must
-change together: a crash between two commands would leave a request that nobody hears of or a counter that
+State in Valkey: one list of requests for each version (`predict_queue`), the doorbell (the versions whose
+list is not empty, each once) and the counter of waiting inputs. Both steps are scripts, because the three must
+change together: a crash between two commands would leave a request that nobody hears of, or a counter that
 refuses callers for ever. So the counter is exact by construction, and it is dropped when no version waits.
 
 Knows nothing of replies, tasks or models. Keys are computed in the scripts: one Valkey, not Redis Cluster.

@@ -37,14 +37,14 @@ class HealthService:
         try:
             await asyncio.wait_for(asyncio.to_thread(ask), _TIMEOUT)
         except (ModelwrightError, TimeoutError) as exc:
-            return Check("postgres", False, f"does not answer ({str(exc) or "timeout"})")
+            return Check("postgres", False, f"does not answer ({str(exc) or 'timeout'})")
         return Check("postgres", True, "answers")
 
     async def _workers(self, role: str) -> Check:
         try:
             found = await asyncio.wait_for(self._plane.workers(role), _TIMEOUT)
         except (ModelwrightError, TimeoutError) as exc:
-            return Check(role, False, f"valkey does not answer ({str(exc) or "timeout"})")
+            return Check(role, False, f"valkey does not answer ({str(exc) or 'timeout'})")
         if not found:
             return Check(role, False, f"no live {role} worker: start one with `modelwright worker {role}`")
         return Check(role, True, f"{len(found)} alive")

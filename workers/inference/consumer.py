@@ -8,6 +8,7 @@
 Knows no Celery (`step.py`), no task and no database. A lost Valkey is waited for, with what is in hand kept.
 """
 
+import contextlib
 import os
 import secrets
 import socket
@@ -87,6 +88,8 @@ class Consumer:
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
+        with contextlib.suppress(redis.RedisError):  # else the wait ends by itself in a second
+            self._link.wake()
         taker.join(max(0.0, until - time.monotonic()))
         self._loader.shutdown(wait=True)
         with self._changed:
@@ -102,9 +105,7 @@ class Consumer:
         waits, lost = True, False
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._stopping.is_set() or self._batcher.tokens < self._lookahead
-                )
+                self._changed.wait_for(lambda: self._stopping.is_set() or self._batcher.tokens < self._lookahead)
             if self._stopping.is_set():
                 return
             try:

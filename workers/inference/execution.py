@@ -99,16 +99,12 @@ def _finish(hand: InHand, batch_size: int, metrics: InferenceMetrics) -> Reply:
     return request.reply_to, PredictReply(request.id, outputs, tokens, batch_size)
 
 
-def failure(
-    request: PredictRequest, exc: Exception, metrics: InferenceMetrics, code: str = "internal_error"
-) -> Reply:
+def failure(request: PredictRequest, exc: Exception, metrics: InferenceMetrics, code: str = "internal_error") -> Reply:
     """The reply that says why `request` has no outputs."""
     param = None
     if isinstance(exc, BadInput):
         code, param = "invalid_input", f"inputs[{exc.index}]"
-    log.warning(
-        "predict_failed", version_id=request.version_id, code=code, reason=f"{type(exc).__name__}: {exc}"
-    )
+    log.warning("predict_failed", version_id=request.version_id, code=code, reason=f"{type(exc).__name__}: {exc}")
     metrics.requests.labels(code).inc()
     message = str(exc) if code != "internal_error" else f"the model failed on this input: {exc}"
     return request.reply_to, PredictReply(request.id, error=code, message=message, param=param)

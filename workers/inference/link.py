@@ -34,8 +34,10 @@ class Link:
     """Thread-safe: each thread gets a connection from the pool."""
 
     def __init__(self, redis_url: str, name: str) -> None:
+        self._name = f"modelwright-{name}"
         self._redis = redis.Redis.from_url(
             redis_url,
+            client_name=self._name,
             socket_timeout=BLOCK + TIMEOUT,
             socket_connect_timeout=TIMEOUT,
             retry=Retry(NoBackoff(), 0),  # a repeated take would drop what the first one took
@@ -46,6 +48,12 @@ class Link:
         """Block until some version has requests; False after `BLOCK` seconds without."""
         # Moving the entry to the back of its own list blocks without removing it: no wake-up can be lost.
         return self._redis.blmove(PREDICT_DOORBELL, PREDICT_DOORBELL, cast(int, BLOCK)) is not None
+
+    def wake(self) -> None:
+        """End the `wait` of this worker's other threads now."""
+        for connection in self._redis.client_list():
+            if connection["name"] == self._name:
+                self._redis.client_unblock(int(connection["id"]))
 
     def take(self, inputs: int) -> tuple[bool, list[PredictRequest]]:
         """Requests of one version with about `inputs` inputs, and whether any version still waits."""

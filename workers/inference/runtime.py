@@ -103,9 +103,7 @@ def refuse_external_data(model: bytes) -> None:
         raise RuntimeRefused(f"model.onnx is not an ONNX model: {exc}") from exc
     for tensor in _tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise RuntimeRefused(
-                f"tensor {tensor.name!r} keeps its data in another file: export the graph in one file"
-            )
+            raise RuntimeRefused(f"tensor {tensor.name!r} keeps its data in another file: export the graph in one file")
 
 
 def _tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":

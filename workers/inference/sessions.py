@@ -50,9 +50,7 @@ def load(version_id: str, folder: Path, digest: str, provider: Provider) -> Load
     return LoadedVersion(
         version_id=version_id,
         serving=serving,
-        codec=TextCodec(
-            folder / "tokenizer.json", max_length=serving.max_length, pad_token_id=serving.pad_token_id
-        ),
+        codec=TextCodec(folder / "tokenizer.json", max_length=serving.max_length, pad_token_id=serving.pad_token_id),
         runtime=OnnxRuntime(
             (folder / "model.onnx").read_bytes(),
             inputs=serving.inputs,

@@ -42,15 +42,12 @@ class Batch:
         if device.type == "cpu":
             return self
         ids, mask, targets = (
-            t.pin_memory().to(device, non_blocking=True)
-            for t in (self.input_ids, self.attention_mask, self.targets)
+            t.pin_memory().to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.targets)
         )
         return Batch(ids, mask, targets, self.tokens)
 
 
-def training_batches(
-    lengths: Sequence[int], batch_size: int, seed: Sequence[int]
-) -> list[npt.NDArray[np.int64]]:
+def training_batches(lengths: Sequence[int], batch_size: int, seed: Sequence[int]) -> list[npt.NDArray[np.int64]]:
     """Row indices of each batch, every row once; the same seed gives the same batches in the same order."""
     rng = np.random.default_rng(list(seed))
     sizes = np.asarray(lengths)

@@ -50,9 +50,7 @@ def read_examples(file: DatasetFile, split: Split, shape: RowShape, columns: dic
     try:
         for line, row in read_file(Path(file.path), file.format):
             values = {
-                field: _value(
-                    row.get(columns.get(field, field)), kind, columns.get(field, field), split, line
-                )
+                field: _value(row.get(columns.get(field, field)), kind, columns.get(field, field), split, line)
                 for field, kind in shape.fields.items()
             }
             if shape.same_length:

@@ -25,9 +25,7 @@ def load_splits(spec: TrainingSpec, task: Task) -> tuple[Splits, dict[Split, flo
     auto`).
     """
     shape = row_shape(spec)
-    given: Splits = {
-        split: read_examples(file, split, shape, spec.columns) for split, file in spec.datasets.items()
-    }
+    given: Splits = {split: read_examples(file, split, shape, spec.columns) for split, file in spec.datasets.items()}
     _learn_labels(task, given)
     rows = len(given["train"])
     splits: Splits = dict(given)

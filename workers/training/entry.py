@@ -26,18 +26,17 @@ def main(arguments: list[str]) -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(prog="workers.training.entry", description="Train one model.")
     parser.add_argument("spec", type=Path, help="JSON file with a TrainingSpec")
-    parser.add_argument(
-        "--messages-fd", type=int, default=1, help="file descriptor for messages (default: stdout)"
-    )
+    parser.add_argument("--messages-fd", type=int, default=1, help="file descriptor for messages (default: stdout)")
     options = parser.parse_args(arguments)
     _die_with_parent()
     with os.fdopen(options.messages_fd, "w", encoding="utf-8", closefd=False) as stream:
         reporter = Reporter(stream)
         signal.signal(signal.SIGTERM, lambda *_: reporter.stop())
-        return _run(options.spec, reporter)
+        return run_spec(options.spec, reporter)
 
 
-def _run(spec_file: Path, reporter: Reporter) -> int:
+def run_spec(spec_file: Path, reporter: Reporter) -> int:
+    """Run the job of a spec file and say how it ended; returns the exit code."""
     try:
         spec = TrainingSpec.model_validate_json(spec_file.read_bytes())
         _stay_offline()
@@ -62,9 +61,7 @@ def _run(spec_file: Path, reporter: Reporter) -> int:
 def _unexpected(error: Exception) -> Failed:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
-        advice = (
-            "lower batch_size or max_length, or raise gradient_accumulation_steps to keep the effective batch"
-        )
+        advice = "lower batch_size or max_length, or raise gradient_accumulation_steps to keep the effective batch"
         return Failed(code="out_of_memory", message=f"memory ran out: {advice} ({text[:300]})")
     return Failed(code="internal_error", message=text[:1000])
 

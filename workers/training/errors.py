@@ -2,9 +2,7 @@
 
 from typing import Literal
 
-Code = Literal[
-    "invalid_dataset", "diverged", "out_of_memory", "parity_failed", "base_model", "internal_error"
-]
+Code = Literal["invalid_dataset", "diverged", "out_of_memory", "parity_failed", "base_model", "internal_error"]
 
 
 class TrainingFailed(Exception):

@@ -62,9 +62,7 @@ def save_model(model: TaskModel, base: Base, labels: list[str], folder: Path) ->
     config["label2id"] = {label: i for i, label in enumerate(labels)}
     config["modelwright"] = {"head": "mean-pooled" if model.pooled else "per-token"}
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    (folder / "model.safetensors").chmod(
-        0o644
-    )  # as the other files: it is written through a private temporary
+    (folder / "model.safetensors").chmod(0o644)  # as the other files: it is written through a private temporary
     shutil.copyfile(base.tokenizer_file, folder / "tokenizer.json")
     settings = base.path / "tokenizer_config.json"
     if settings.is_file():

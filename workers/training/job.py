@@ -89,9 +89,7 @@ def measure(job: Job, model: TaskModel, trained: Trained, reporter: Reporter) ->
     """Metrics of the held-out splits, in float32 and after the merge: measured is what will be served."""
     metrics: dict[str, Any] = {}
     for split in (s for s in job.splits if s != "train"):
-        values, report = _evaluate(
-            job, model, split, lambda b: model(b.input_ids, b.attention_mask), reporter
-        )
+        values, report = _evaluate(job, model, split, lambda b: model(b.input_ids, b.attention_mask), reporter)
         values |= job.task.baseline(job.splits[split].examples, job.splits["train"].examples)
         metrics[split] = {**values, "report": report}
         if split == "test":
@@ -104,9 +102,7 @@ def _evaluate(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     model.eval()
     pad, check = job.base.pad_token_id, reporter.check
-    result = evaluate(
-        job.task, job.splits[split], logits_of, pad_token_id=pad, device=job.device, check=check
-    )
+    result = evaluate(job.task, job.splits[split], logits_of, pad_token_id=pad, device=job.device, check=check)
     model.train()
     return result
 

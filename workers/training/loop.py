@@ -80,9 +80,7 @@ def train(
         if best.improved(metrics, epoch):
             best.state = objective.state()
         if best.exhausted(epoch):
-            reporter.note(
-                f"stopped early after epoch {epoch}: best {metric} was in epoch {best.epoch}", epoch=epoch
-            )
+            reporter.note(f"stopped early after epoch {epoch}: best {metric} was in epoch {best.epoch}", epoch=epoch)
             break
     if best.state is not None:
         objective.restore(best.state)
@@ -122,9 +120,7 @@ class _Progress:
                     param="hyperparameters.learning_rate",
                 )
             epoch = step / self._recipe.steps_per_epoch
-            self._reporter.step(
-                Step(step=step, epoch=epoch, train_loss=value, learning_rate=rate, tokens=tokens)
-            )
+            self._reporter.step(Step(step=step, epoch=epoch, train_loss=value, learning_rate=rate, tokens=tokens))
         self._pending.clear()
         self._flushed = time.perf_counter()
 

@@ -43,11 +43,7 @@ class CrossEntropy(Loss):
     def weight(self, targets: Tensor) -> Tensor:
         """The number of targets, or the sum of their labels' weights."""
         counted = targets[targets != IGNORED]
-        return (
-            torch.ones_like(counted).sum()
-            if self.label_weights is None
-            else self.label_weights[counted].sum()
-        )
+        return torch.ones_like(counted).sum() if self.label_weights is None else self.label_weights[counted].sum()
 
 
 class BinaryCrossEntropy(Loss):
@@ -58,9 +54,7 @@ class BinaryCrossEntropy(Loss):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         targets = targets * (1 - self.smoothing) + 0.5 * self.smoothing
-        return F.binary_cross_entropy_with_logits(
-            logits, targets, pos_weight=self.label_weights, reduction="sum"
-        )
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.label_weights, reduction="sum")
 
     def weight(self, targets: Tensor) -> Tensor:
         """Rows times labels."""

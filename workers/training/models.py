@@ -87,9 +87,9 @@ class TaskModel(nn.Module):
     def encoder(self) -> nn.Module:
         return self.get_submodule(self.encoder_name)
 
-    @encoder.setter
-    def encoder(self, module: nn.Module) -> None:
-        self.add_module(self.encoder_name, module)
+    def replace_encoder(self, encoder: nn.Module) -> None:
+        """Put another module (one with adapters, say) in the encoder's place."""
+        self.add_module(self.encoder_name, encoder)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -103,9 +103,9 @@ class TaskModel(nn.Module):
 def build(base: Base, labels: int, *, pooled: bool) -> TaskModel:
     """The base model's weights under a fresh head. Raises `TrainingFailed` when they do not fit."""
     from transformers import AutoModel
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
-    disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {
         "local_files_only": True,
         "use_safetensors": True,

@@ -50,8 +50,8 @@ def check_parity(
         raise TrainingFailed(
             "parity_failed",
             f"the ONNX graph differs from torch by {worst:.2g} in a logit (limit {TOLERANCE:g}) and agrees "
-            f"on {agreement:.2%} of decisions (limit 100 %) over {rows} rows: the version is not published; use "
-            "another base model, and report this one",
+            f"on {agreement:.2%} of decisions (limit 100 %) over {rows} rows: the version is not published; "
+            "use another base model, and report this one",
         )
     return {
         "max_abs_logit_diff": worst,

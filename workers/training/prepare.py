@@ -91,7 +91,5 @@ def _selection_metric(spec: TrainingSpec, *, has_validation: bool) -> str:
     if spec.early_stopping is None:
         return metrics[0]
     if not has_validation:
-        raise invalid(
-            "validation", "early_stopping needs validation rows: give a file or raise validation_split"
-        )
+        raise invalid("validation", "early_stopping needs validation rows: give a file or raise validation_split")
     return spec.early_stopping.metric or metrics[0]

@@ -141,9 +141,7 @@ def resolve(
         max_grad_norm=hp.max_grad_norm,
         max_length=length,
         label_smoothing_factor=0.0 if hp.label_smoothing_factor == "auto" else hp.label_smoothing_factor,
-        mixed_precision=("bf16" if bf16_is_faster else "no")
-        if hp.mixed_precision == "auto"
-        else hp.mixed_precision,
+        mixed_precision=("bf16" if bf16_is_faster else "no") if hp.mixed_precision == "auto" else hp.mixed_precision,
         class_weights=hp.class_weights,
         validation_split=validation_split,
         test_split=test_split,

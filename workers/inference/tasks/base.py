@@ -16,7 +16,7 @@ class Prepared:
     rows: list[list[int]]
     """Token ids, special tokens included; one input may need several rows."""
     finish: Callable[[list[Float32]], list[Any]]
-    """Each row's logits, [labels] or [sequence, labels] without padding -> one output an input, plain types."""
+    """Each row's logits, [labels] or [sequence, labels] without padding -> an output for each input."""
 
 
 Prepare = Callable[[TextCodec, Serving, Sequence[Any], Mapping[str, Any]], Prepared]

@@ -14,9 +14,7 @@ from workers.inference.tasks.base import Prepared, text_of
 Probabilities = npt.NDArray[np.float64]
 
 
-def prepare(
-    codec: TextCodec, serving: Serving, inputs: Sequence[Any], parameters: Mapping[str, Any]
-) -> Prepared:
+def prepare(codec: TextCodec, serving: Serving, inputs: Sequence[Any], parameters: Mapping[str, Any]) -> Prepared:
     """Inputs: `"text"` or `{"text"}`. Outputs: `{"label", "score"}`, or `{"labels": [...]}` for multi-label.
 
     Parameters: `top_k` (the best k) or `return_all_scores` add `"scores"`, best first; `threshold` (default

@@ -27,9 +27,7 @@ class _Document:
     given_tokens: bool
 
 
-def prepare(
-    codec: TextCodec, serving: Serving, inputs: Sequence[Any], parameters: Mapping[str, Any]
-) -> Prepared:
+def prepare(codec: TextCodec, serving: Serving, inputs: Sequence[Any], parameters: Mapping[str, Any]) -> Prepared:
     """Inputs: `"text"`, `{"text"}` or `{"tokens": [...]}`. Outputs: `{"entities": [...]}`, each with `label`,
     `text`, `start`, `end` and `score`, the mean probability of its words' tags.
 
@@ -88,9 +86,7 @@ def repair_iob2(tags: Sequence[str]) -> list[str]:
     return repaired
 
 
-def entities(
-    text: str, words: Sequence[Word], tags: Sequence[str], scores: Sequence[float]
-) -> list[dict[str, Any]]:
+def entities(text: str, words: Sequence[Word], tags: Sequence[str], scores: Sequence[float]) -> list[dict[str, Any]]:
     """Entities of valid IOB2 `tags` over `words`."""
     spans: list[tuple[int, int]] = []
     for i, tag in enumerate(tags):

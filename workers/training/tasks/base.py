@@ -71,9 +71,7 @@ class Task(ABC):
         """The loss; `balanced` weighs labels by how rare they are in `features`."""
 
     @abstractmethod
-    def metrics(
-        self, split: Prepared, logits: Sequence[Sequence[Floats]]
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    def metrics(self, split: Prepared, logits: Sequence[Sequence[Floats]]) -> tuple[dict[str, float], dict[str, Any]]:
         """(metrics, report per label) of logits given per example and feature, without padding."""
 
     @abstractmethod

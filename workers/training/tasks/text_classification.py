@@ -30,9 +30,7 @@ class TextClassification(Task):
         fewest = 1 if self.multi_label else 2
         if len(names) < fewest:
             found = f"only the label {names[0]!r}" if names else "no label at all"
-            raise ValueError(
-                f"{found}; at least {fewest} different labels are needed: add rows of other labels"
-            )
+            raise ValueError(f"{found}; at least {fewest} different labels are needed: add rows of other labels")
         return list(names)
 
     def _gold(self, examples: Sequence[Example]) -> Bools:
@@ -62,9 +60,7 @@ class TextClassification(Task):
         weights = torch.from_numpy(len(features) / (len(counts) * counts)).float()
         return CrossEntropy(weights if balanced else None, smoothing)
 
-    def metrics(
-        self, split: Prepared, logits: Sequence[Sequence[Floats]]
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    def metrics(self, split: Prepared, logits: Sequence[Sequence[Floats]]) -> tuple[dict[str, float], dict[str, Any]]:
         scores = np.stack([parts[0] for parts in logits])
         predicted = scores >= 0 if self.multi_label else one_hot(scores.argmax(1), len(self.labels))
         return classification(self._gold(split.examples), predicted, self.labels)

@@ -42,10 +42,7 @@ class TokenClassification(Task):
         def feature(window: Window, tags: list[str]) -> Feature:
             return Feature(window.ids, [(word, at, index[tags[word]]) for word, at in window.first_piece])
 
-        return [
-            [feature(w, e.values["ner_tags"]) for w in codec.encode_words(e.values["tokens"])]
-            for e in examples
-        ]
+        return [[feature(w, e.values["ner_tags"]) for w in codec.encode_words(e.values["tokens"])] for e in examples]
 
     def collate(self, features: Sequence[Feature]) -> Tensor:
         targets = np.full((len(features), max(len(f.ids) for f in features)), IGNORED, dtype=np.int64)
@@ -60,9 +57,7 @@ class TokenClassification(Task):
         weights = torch.from_numpy(len(tags) / (len(counts) * counts)).float()
         return CrossEntropy(weights if balanced else None, smoothing)
 
-    def metrics(
-        self, split: Prepared, logits: Sequence[Sequence[Floats]]
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    def metrics(self, split: Prepared, logits: Sequence[Sequence[Floats]]) -> tuple[dict[str, float], dict[str, Any]]:
         gold = [example.values["ner_tags"] for example in split.examples]
         predicted = [["O"] * len(tags) for tags in gold]
         for tags, parts, scores in zip(predicted, split.features, logits, strict=True):

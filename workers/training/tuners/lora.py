@@ -4,6 +4,7 @@ arXiv:2106.09685).
 The peft library does both; this file maps our parameters to its own.
 """
 
+import warnings
 from typing import Any, cast
 
 from torch import nn
@@ -24,7 +25,10 @@ class LoraTuner(Tuner):
 
         config = LoraConfig(**self.config.model_dump(exclude={"type"}))
         try:
-            model.encoder = get_peft_model(model.encoder, config)
+            with warnings.catch_warnings():
+                # peft asks transformers 5 by names of transformers 4, which still answer.
+                warnings.simplefilter("ignore", FutureWarning)
+                model.replace_encoder(get_peft_model(model.encoder, config))
         except ValueError as error:
             modules = model.encoder.named_modules()
             linear = {name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, nn.Linear)}
@@ -36,4 +40,4 @@ class LoraTuner(Tuner):
             ) from error
 
     def merge(self, model: TaskModel) -> None:
-        model.encoder = cast(Any, model.encoder).merge_and_unload()
+        model.replace_encoder(cast(Any, model.encoder).merge_and_unload())

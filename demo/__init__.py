@@ -1,0 +1,1 @@
+"""The main job on real text, through the stock `openai` client: `make demo`."""
