@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app import __version__
 from app.api import errors
@@ -14,7 +15,6 @@ from app.api.routes import files, fine_tuning, models, predictions, system
 from app.auth.keys import KeyService
 from app.core.dataplane import DataPlane
 from app.core.errors import Unavailable
-from app.core.logging import configure_logging
 from app.core.metrics import GatewayMetrics
 from app.core.queue import Bell
 from app.core.settings import Settings, get_settings
@@ -39,7 +39,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         raise Unavailable(
             "the gateway needs MODELWRIGHT_DATABASE_URL and MODELWRIGHT_REDIS_URL; `modelwright up` sets them"
         )
-    configure_logging(settings, "gateway")
     database = Database(settings.database_url)
     bell = Bell(settings.redis_url)
     metrics = GatewayMetrics()
@@ -71,28 +70,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
-        max_body_size=settings.max_request_bytes,
-        # The stock client sends an empty body with a JSON content type, and curl users forget the header.
         swagger_ui_parameters={"persistAuthorization": True},
     )
     app.state.services = services
-    for router in (
-        files.build(settings),
-        fine_tuning.router,
-        models.router,
-        predictions.router,
-        system.router,
-    ):
+    routers = (files.build(settings), fine_tuning.router, models.router, predictions.router, system.router)
+    for router in routers:
+        _refuse_undeclared(router)
         app.include_router(router)
+    app.state.routers = routers
     errors.install(app)
+    # Inside the request context, so that its answer gets our envelope; routes of files raise the limit.
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_request_bytes)
     app.add_middleware(Authentication, keys=services.keys)
     app.add_middleware(RequestContext, metrics=metrics)
-    _refuse_undeclared(app)
     return app
 
 
-def _refuse_undeclared(app: FastAPI) -> None:
+def _refuse_undeclared(router: APIRouter) -> None:
     """Deny by default: a route without a scope must not start."""
-    for route in app.routes:
+    for route in router.routes:
         if isinstance(route, APIRoute) and route.path not in PUBLIC and not declared_scope(route.dependencies):
             raise RuntimeError(f"{route.path} declares no scope: add dependencies=[requires(...)]")

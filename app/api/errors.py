@@ -1,6 +1,7 @@
 """One table: error -> status and OpenAI's error type. Everything that leaves as an error leaves through here."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,10 @@ def respond(exc: errors.ModelwrightError) -> JSONResponse:
     return JSONResponse(envelope(exc.message, kind, exc.code, exc.param), status, headers)
 
 
+# pydantic names the member of a union that complained; a caller knows only the field.
+_UNION_MEMBER = re.compile(r"constrained-|function-|.*\[|(lora|full|str|int|float)$")
+
+
 def install(app: FastAPI) -> None:
     """Answer our errors, validation errors, HTTP errors and surprises with the same envelope."""
     app.add_exception_handler(errors.ModelwrightError, _ours)
@@ -59,7 +64,7 @@ async def _validation(_request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestValidationError)
     found = _most_telling(exc.errors())
     path = [str(p) for p in found["loc"] if p not in ("body", "query", "path", "header")]
-    param = ".".join(p for p in path if "[" not in p and not p.startswith("function-")) or None
+    param = ".".join(p for p in path if not _UNION_MEMBER.match(p)) or None
     message = f"{param}: {_say(found)}" if param else _say(found)
     code = "unknown_field" if found["type"] == "extra_forbidden" else "invalid_value"
     if found["type"] == "missing":
@@ -118,8 +123,6 @@ async def _http(request: Request, exc: Exception) -> JSONResponse:
         message, code = f"no route {request.method} {request.url.path}: GET /docs lists them", "unknown_route"
     elif exc.status_code == 405:
         message, code = f"{request.url.path} does not answer {request.method}", "method_not_allowed"
-    elif exc.status_code == 413:
-        message, code = "the body is larger than this route accepts: send it in parts", "body_too_large"
     return JSONResponse(envelope(message, kind, code, None), exc.status_code, exc.headers)
 
 

@@ -3,6 +3,7 @@
 Denied by default: a path that is not listed as public needs a working key, also when no route has it.
 """
 
+import json
 import re
 import time
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import respond
+from app.api.errors import envelope, respond
 from app.auth.keys import KeyService
 from app.core.errors import ModelwrightError, Unauthenticated
 from app.core.ids import new_id
@@ -25,6 +26,11 @@ log = get_logger("access")
 PUBLIC = frozenset(
     {"/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
 )
+_TOO_LARGE = json.dumps(
+    envelope(
+        "the body is larger than this route accepts: send it in parts", "invalid_request_error", "body_too_large", None
+    )
+).encode()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -46,7 +52,14 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if status == 413 and headers["content-type"].startswith("text/plain"):
+                    # The framework's body limit speaks plain text, below every exception handler.
+                    headers["content-type"] = "application/json"
+                    headers["content-length"] = str(len(_TOO_LARGE))
+            elif status == 413 and message.get("body") == b"Content Too Large":
+                message["body"] = _TOO_LARGE
             await send(message)
 
         structlog.contextvars.bind_contextvars(request_id=request_id)

@@ -9,6 +9,7 @@ import typer
 from app.cli.environment import connected_settings, is_loopback
 from app.contracts.queues import INFERENCE_CONTROL_QUEUE, TRAINING_QUEUE
 from app.core.errors import PermissionDenied, Unavailable
+from app.core.logging import configure_logging
 from app.core.process import die_with_parent
 from app.core.settings import Settings
 
@@ -23,6 +24,7 @@ def gateway(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     settings = connected_settings()
     _check_database(settings)
     _check_keys(settings, host)
+    configure_logging(settings, "gateway")
     _follow_supervisor()
     uvicorn.run(
         "app.main:create_app",

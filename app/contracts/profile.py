@@ -29,6 +29,8 @@ class DatasetProfile(BaseModel):
     format: Literal["jsonl", "csv", "parquet"]
     rows: int
     columns: dict[str, ColumnProfile]
+    column_order: list[str] = Field(default_factory=list)
+    """As in the file; Postgres' JSON keeps no order of its own."""
     duplicate_rows: int = 0
     length_mismatch: dict[str, int] = Field(default_factory=dict)
     """`"a|b"` (sorted) -> first line where the lists in columns a and b differ in length."""
@@ -45,7 +47,7 @@ def first_problem(profile: DatasetProfile, shape: RowShape, mapping: dict[str, s
         column = mapping.get(name, name)
         found = profile.columns.get(column)
         if found is None:
-            have = ", ".join(repr(c) for c in list(profile.columns)[:20])
+            have = ", ".join(repr(c) for c in profile.column_order[:20])
             return (
                 f"column {column!r} is missing; the file has {have}. "
                 f'Rename it or map it with dataset: {{"{name}": "<column>"}}'

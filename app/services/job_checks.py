@@ -21,7 +21,7 @@ def chosen_task(request: FineTuningRequest, profile: DatasetProfile) -> TaskSpec
     task = infer_task(profile, request.dataset)
     if task is None:
         shapes = "; ".join(f"{t.name}: {' + '.join(s.fields)}" for t in TASKS.values() for s in t.shapes)
-        columns = ", ".join(repr(c) for c in list(profile.columns)[:20])
+        columns = ", ".join(repr(c) for c in profile.column_order[:20])
         raise InvalidRequest(
             f"no task fits the columns {columns} of training_file ({shapes}): rename the columns, map them with "
             "`dataset`, or give `task`",

@@ -100,3 +100,4 @@ def _add_columns(profile: DatasetProfile, row: Row, line: int) -> None:
         # A column that appears late was missing on the first line.
         late = dict.fromkeys(ColumnKind, 1) if profile.rows > 1 else {}
         profile.columns[name] = ColumnProfile(first_not=late)
+        profile.column_order.append(name)

@@ -5,16 +5,24 @@ from typing import Any
 import pytest
 
 from app.contracts.hyperparameters import Hyperparameters
-from workers.training.recipe import Recipe, TunerRates, max_length, resolve
+from workers.training.recipe import Recipe, TaskDefaults, TunerRates, max_length, resolve
 from workers.training.tuners import TUNERS
 
 FULL = TunerRates(body=1.0, head=10.0)
+PLAIN = TaskDefaults()
 
 
-def resolved(rows: int = 15_000, hidden_size: int = 384, rates: TunerRates = FULL, **given: Any) -> Recipe:
+def resolved(
+    rows: int = 15_000,
+    hidden_size: int = 384,
+    rates: TunerRates = FULL,
+    task: TaskDefaults = PLAIN,
+    **given: Any,
+) -> Recipe:
     return resolve(
         Hyperparameters(**given),
         rates=rates,
+        task=task,
         rows=rows,
         length=128,
         hidden_size=hidden_size,
@@ -53,7 +61,7 @@ def test_batch_size_by_rows(rows: int, batch_size: int) -> None:
     assert resolved(rows=rows).batch_size == batch_size
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(10, 15), (1_000_000, 3)])
+@pytest.mark.parametrize(("rows", "epochs"), [(10, 10), (1_000_000, 3)])
 def test_epochs_stay_within_bounds(rows: int, epochs: int) -> None:
     assert resolved(rows=rows).n_epochs == epochs
 
@@ -67,6 +75,13 @@ def test_learning_rate_falls_with_the_models_width() -> None:
     assert resolved(hidden_size=384).learning_rate == pytest.approx(2e-4)
     assert resolved(hidden_size=768).learning_rate == pytest.approx(5e-5)
     assert resolved(hidden_size=32).learning_rate == 5e-4
+
+
+def test_a_task_has_its_own_wishes() -> None:
+    recipe = resolved(task=TaskDefaults(rate=1.5, label_smoothing=0.1))
+    assert recipe.learning_rate == pytest.approx(3e-4)
+    assert recipe.label_smoothing_factor == 0.1
+    assert resolved(task=TaskDefaults(label_smoothing=0.1), label_smoothing_factor=0.0).label_smoothing_factor == 0.0
 
 
 def test_learning_rate_multiplier_scales_the_automatic_rate() -> None:

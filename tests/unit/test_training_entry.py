@@ -48,8 +48,8 @@ def start(spec: Path, **options: Any) -> subprocess.Popen[str]:
 
 
 def test_a_job_ends_with_finished_and_exit_code_0(tmp_path: Path, base: Path) -> None:
-    child = start(write_spec(tmp_path, base, toys.text_rows(40)))
-    out, _ = child.communicate()
+    with start(write_spec(tmp_path, base, toys.text_rows(40))) as child:
+        out, _ = child.communicate()
     messages = [json.loads(line) for line in out.splitlines()]
     assert child.returncode == 0
     assert messages[0] == {"kind": "phase", "phase": "validating_files"}
@@ -59,14 +59,14 @@ def test_a_job_ends_with_finished_and_exit_code_0(tmp_path: Path, base: Path) ->
 
 def test_sigterm_stops_it_at_the_next_step_with_143(tmp_path: Path, base: Path) -> None:
     endless = {"n_epochs": 1000, "learning_rate": 0.001}
-    child = start(write_spec(tmp_path, base, toys.text_rows(40), hyperparameters=endless))
-    assert child.stdout
-    for line in child.stdout:
-        if json.loads(line)["kind"] == "step":
-            child.send_signal(signal.SIGTERM)
-            break
-    rest = [json.loads(line)["kind"] for line in child.stdout]
-    assert child.wait() == 143
+    with start(write_spec(tmp_path, base, toys.text_rows(40), hyperparameters=endless)) as child:
+        assert child.stdout
+        for line in child.stdout:
+            if json.loads(line)["kind"] == "step":
+                child.send_signal(signal.SIGTERM)
+                break
+        rest = [json.loads(line)["kind"] for line in child.stdout]
+    assert child.returncode == 143
     assert "finished" not in rest
     assert not (tmp_path / "output" / "artifact").exists()
 
@@ -76,19 +76,19 @@ def test_it_dies_with_its_parent(tmp_path: Path, base: Path) -> None:
     endless = {"n_epochs": 1000, "learning_rate": 0.001}
     spec = write_spec(tmp_path, base, toys.text_rows(40), hyperparameters=endless)
     code = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'workers.training.entry', sys.argv[1]])"
-    parent = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code, str(spec)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert parent.stdout
-    for line in parent.stdout:
-        if json.loads(line)["kind"] == "step":
-            break
-    parent.kill()
-    parent.stdout.read()  # ends only when the child, too, has closed its end
-    assert parent.wait() == -signal.SIGKILL
+    ) as parent:
+        assert parent.stdout
+        for line in parent.stdout:
+            if json.loads(line)["kind"] == "step":
+                break
+        parent.kill()
+        parent.stdout.read()  # ends only when the child, too, has closed its end
+    assert parent.returncode == -signal.SIGKILL
 
 
 def run_here(spec: Path) -> tuple[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ from app.contracts.training import CHILD_MESSAGE, Evaluation, Note, Step
 from workers.training.batching import Batch
 from workers.training.errors import Stopped, TrainingFailed
 from workers.training.loop import Trained, train
-from workers.training.recipe import TunerRates, resolve
+from workers.training.recipe import TaskDefaults, TunerRates, resolve
 from workers.training.reporter import Reporter
 
 BATCH = Batch(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2), tokens=6)
@@ -54,6 +54,7 @@ class Run:
         self.recipe = resolve(
             Hyperparameters(n_epochs=epochs, batch_size=2, gradient_accumulation_steps=accumulation),
             rates=TunerRates(1.0, 1.0),
+            task=TaskDefaults(),
             rows=2 * batches,
             length=8,
             hidden_size=8,
@@ -64,7 +65,7 @@ class Run:
         self.arguments: dict[str, Any] = {
             "objective": self.objective,
             "recipe": self.recipe,
-            "micro_batches": lambda epoch: [lambda: BATCH] * batches,
+            "micro_batches": lambda _: [lambda: BATCH] * batches,
             "validate": None if scores is None else lambda: {metric: next(waiting), "other": 0.0},
             "metric": metric,
             "early_stopping": None,
@@ -146,7 +147,12 @@ def test_a_loss_that_is_not_finite_ends_the_job_with_advice(bad: float) -> None:
 
 def test_a_stop_is_obeyed_at_the_next_step() -> None:
     run = Run([0.1])
-    run.arguments["micro_batches"] = lambda epoch: [lambda: (run.reporter.stop(), BATCH)[1]] * 4
+
+    def build() -> Batch:
+        run.reporter.stop()
+        return BATCH
+
+    run.arguments["micro_batches"] = lambda _: [build] * 4
     with pytest.raises(Stopped):
         run.train()
     assert run.objective.count == 1

@@ -15,7 +15,7 @@ from workers.training.embeddings import UsedRows, restore_table, train_used_rows
 from workers.training.losses import IGNORED, BinaryCrossEntropy, CrossEntropy
 from workers.training.models import Base, TaskModel, build, open_base
 from workers.training.objectives.supervised import Supervised
-from workers.training.recipe import Recipe, TunerRates, resolve
+from workers.training.recipe import Recipe, TaskDefaults, TunerRates, resolve
 
 ROWS = [[2, 9, 3], [2, 9, 10, 11, 12, 3], [2, 14, 15, 3], [2, 16, 3]]
 
@@ -43,6 +43,7 @@ def recipe(**given: Any) -> Recipe:
     return resolve(
         Hyperparameters(n_epochs=5, lr_scheduler_type="constant", learning_rate=1e-2, **given),
         rates=TunerRates(1.0, 1.0),
+        task=TaskDefaults(),
         rows=100,
         length=64,
         hidden_size=32,
@@ -74,7 +75,7 @@ def test_accumulated_micro_batches_equal_one_batch(base: Base) -> None:
 
 
 def test_clipping_bounds_the_update(base: Base) -> None:
-    run = objective(base, optim="sgd", max_grad_norm=1e-3)
+    run = objective(base, optim="sgd", max_grad_norm=1e-3, weight_decay=0.0)
     before = weights(run)
     run.step([batch([0, 1])])
     moved = torch.stack([(after - before[name]).norm() for name, after in weights(run).items()]).norm()

@@ -116,9 +116,7 @@ def _load(tokenizer_file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _first_pieces(
-    spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
+def _first_pieces(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """(word, piece) for each word that some piece touches; both lists ascend."""
     found, piece = [], 0
     for word, (start, end) in enumerate(spans):

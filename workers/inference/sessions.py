@@ -62,13 +62,13 @@ def load(version_id: str, folder: Path, digest: str, provider: Provider) -> Load
 
 
 class Sessions:
-    """The cache. `get` loads, on one thread at a time; `loaded` may be called from any."""
+    """The cache, for all threads; versions are loaded one at a time."""
 
     def __init__(self, locate: Locate, *, limit: int, provider: Provider, metrics: InferenceMetrics) -> None:
         self._locate, self._limit, self._provider, self._metrics = locate, limit, provider, metrics
         self._versions: OrderedDict[str, LoadedVersion] = OrderedDict()
         self._failures: dict[str, tuple[float, str]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._loading = threading.Lock(), threading.Lock()
 
     def loaded(self, version_id: str) -> LoadedVersion | None:
         """The version when it is in memory; it becomes the most recently used."""
@@ -79,8 +79,10 @@ class Sessions:
 
     def get(self, version_id: str) -> LoadedVersion:
         """The version, loaded when need be. Raises `ModelLoadFailed`."""
-        if version := self.loaded(version_id):
-            return version
+        with self._loading:
+            return self.loaded(version_id) or self._load(version_id)
+
+    def _load(self, version_id: str) -> LoadedVersion:
         until, reason = self._failures.get(version_id, (0.0, ""))
         if time.monotonic() < until:
             raise ModelLoadFailed(reason)

@@ -5,6 +5,7 @@ The encoder sits under its own `base_model_prefix`, so the saved state dict load
 `AutoModel.from_pretrained`.
 """
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,10 @@ _OFFSET_POSITIONS = {
     "longformer",
     "xmod",
     "data2vec-text",
+    "mpnet",
 }
+# Dropout of attention weights forbids the fused attention kernel; the other dropouts stay.
+_ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +110,21 @@ def build(base: Base, labels: int, *, pooled: bool) -> TaskModel:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    config = copy.deepcopy(base.config)
+    for name in _ATTENTION_DROPOUT & vars(config).keys():
+        setattr(config, name, 0.0)
     options: dict[str, Any] = {
+        "config": config,
+        "dtype": torch.float32,
         "local_files_only": True,
         "use_safetensors": True,
         "trust_remote_code": False,
-        "dtype": torch.float32,
-        # Dropout of attention weights would forbid the fused attention kernel; the other dropouts stay.
-        "attention_probs_dropout_prob": 0.0,
     }
     try:
         try:
             # A pooler would only follow the first token, and get no gradient.
             encoder = AutoModel.from_pretrained(base.path, add_pooling_layer=False, **options)
-        except TypeError:
+        except TypeError:  # this architecture has none
             encoder = AutoModel.from_pretrained(base.path, **options)
     except (OSError, ValueError, RuntimeError) as error:
         message = f"the weights of {base.path.name!r} could not be loaded: {error}"

@@ -74,6 +74,7 @@ def prepare(spec: TrainingSpec, reporter: Reporter) -> Job:
     plan = recipe.resolve(
         hp,
         rates=tuner.rates,
+        task=task.defaults,
         rows=len(features),
         length=length,
         hidden_size=base.config.hidden_size,

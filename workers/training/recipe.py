@@ -17,7 +17,7 @@ MIN_AUTO_LENGTH = 128
 """Texts at serving time may be longer than those seen in training; short batches cost nothing."""
 AUTO_STEPS = 2500
 """Optimizer steps that a job without `n_epochs` aims at."""
-MIN_AUTO_EPOCHS, MAX_AUTO_EPOCHS = 3, 15
+MIN_AUTO_EPOCHS, MAX_AUTO_EPOCHS = 3, 10
 SMALL_DATASET = 1000
 BASE_LEARNING_RATE = 2e-4
 """AdamW, hidden size 384, all parameters; falls with the square of the hidden size (BERT-base, 768: 5e-5)."""
@@ -33,6 +33,15 @@ class TunerRates:
     """Factor on the learning rate of the base model's parameters."""
     head: float
     """The head's learning rate as a multiple of the body's: it starts from random values."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDefaults:
+    """What a task wants otherwise than others."""
+
+    rate: float = 1.0
+    """Factor on the automatic learning rate."""
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,7 @@ def auto_batch_size(rows: int) -> int:
 
 
 def auto_epochs(steps_per_epoch: int) -> int:
-    """Enough for about 2,500 steps, between 3 and 15."""
+    """Enough for about 2,500 steps, between 3 and 10."""
     return min(MAX_AUTO_EPOCHS, max(MIN_AUTO_EPOCHS, math.ceil(AUTO_STEPS / steps_per_epoch)))
 
 
@@ -110,6 +119,7 @@ def resolve(
     hp: Hyperparameters,
     *,
     rates: TunerRates,
+    task: TaskDefaults,
     rows: int,
     length: int,
     hidden_size: int,
@@ -125,7 +135,7 @@ def resolve(
     batch_size = auto_batch_size(rows) if hp.batch_size == "auto" else hp.batch_size
     steps = math.ceil(math.ceil(rows / batch_size) / hp.gradient_accumulation_steps)
     n_epochs = auto_epochs(steps) if hp.n_epochs == "auto" else hp.n_epochs
-    automatic = auto_learning_rate(hp.optim, hidden_size, rates)
+    automatic = auto_learning_rate(hp.optim, hidden_size, rates) * task.rate
     multiplier = 1.0 if hp.learning_rate_multiplier == "auto" else hp.learning_rate_multiplier
     warmup_ratio = 0.1 if hp.warmup_ratio == "auto" else hp.warmup_ratio
     warmup = round(warmup_ratio * steps * n_epochs) if hp.warmup_steps is None else hp.warmup_steps
@@ -140,7 +150,9 @@ def resolve(
         gradient_accumulation_steps=hp.gradient_accumulation_steps,
         max_grad_norm=hp.max_grad_norm,
         max_length=length,
-        label_smoothing_factor=0.0 if hp.label_smoothing_factor == "auto" else hp.label_smoothing_factor,
+        label_smoothing_factor=task.label_smoothing
+        if hp.label_smoothing_factor == "auto"
+        else hp.label_smoothing_factor,
         mixed_precision=("bf16" if bf16_is_faster else "no") if hp.mixed_precision == "auto" else hp.mixed_precision,
         class_weights=hp.class_weights,
         validation_split=validation_split,

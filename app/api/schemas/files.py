@@ -41,7 +41,7 @@ class FileObject(BaseModel):
             "format": row.profile["format"],
             "rows": row.profile["rows"],
             "duplicate_rows": row.profile["duplicate_rows"],
-            "columns": list(row.profile["columns"]),
+            "columns": row.profile["column_order"],
         }
         return cls(
             id=row.id,

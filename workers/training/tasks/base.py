@@ -16,6 +16,7 @@ from workers.codecs.text import TextCodec
 from workers.training.batching import Feature
 from workers.training.data import Example
 from workers.training.losses import Loss
+from workers.training.recipe import TaskDefaults
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -38,6 +39,7 @@ class Task(ABC):
 
     pooled: bool
     """True: one vector of logits a row; False: one a token."""
+    defaults = TaskDefaults()
 
     def __init__(self, *, multi_label: bool) -> None:
         self.multi_label = multi_label

@@ -12,6 +12,7 @@ from workers.training.batching import Feature
 from workers.training.data import Example
 from workers.training.losses import BinaryCrossEntropy, CrossEntropy, Loss
 from workers.training.metrics import classification, majority_baseline, one_hot
+from workers.training.recipe import TaskDefaults
 from workers.training.tasks.base import Bools, Floats, Prepared, Task, same_argmax
 
 
@@ -19,6 +20,10 @@ class TextClassification(Task):
     """`multi_label` rows carry `labels`, the others one `label`. A multi-label score counts from 0.5 on."""
 
     pooled = True
+
+    def __init__(self, *, multi_label: bool) -> None:
+        super().__init__(multi_label=multi_label)
+        self.defaults = TaskDefaults() if multi_label else TaskDefaults(label_smoothing=0.1)
 
     def text(self, example: Example) -> str:
         return str(example.values["text"])

@@ -16,6 +16,7 @@ from workers.training.batching import Feature
 from workers.training.data import Example
 from workers.training.losses import IGNORED, CrossEntropy, Loss
 from workers.training.metrics import entity_scores
+from workers.training.recipe import TaskDefaults
 from workers.training.tasks.base import Bools, Floats, Prepared, Task, same_argmax
 
 
@@ -23,6 +24,7 @@ class TokenClassification(Task):
     """Rows carry `tokens` and `ner_tags`, one tag a token. Targets are (word, position, tag) triples."""
 
     pooled = False
+    defaults = TaskDefaults(rate=1.5)
 
     def text(self, example: Example) -> str:
         return " ".join(example.values["tokens"])
