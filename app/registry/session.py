@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from app.core.errors import Unavailable
+from app.core.errors import InvalidRequest, Unavailable
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -41,6 +41,8 @@ class Database:
                 yield session
         except PoolTimeout as exc:
             raise Unavailable("the database is busy: every connection is in use", code="no_database") from exc
+        except DataError as exc:  # a NUL character or a number no column holds
+            raise InvalidRequest(f"a value cannot be stored: {exc.orig}") from exc
         except DBAPIError as exc:
             if exc.connection_invalidated or exc.__class__.__name__ in ("OperationalError", "InterfaceError"):
                 raise Unavailable("the database does not answer; try again", code="no_database") from exc

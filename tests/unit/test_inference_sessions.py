@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from prometheus_client import CollectorRegistry
@@ -128,6 +129,16 @@ def test_foreign_bytes_and_foreign_inputs_are_refused(tmp_path: Path) -> None:
     broken.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(RuntimeRefused, match="refuses the graph"):
         OnnxRuntime(broken.SerializeToString(), inputs=INPUTS, output="logits", provider="onnxruntime-cpu")
+
+
+def test_cuda_that_is_not_there_is_an_error_and_auto_runs_on_the_cpu(tmp_path: Path) -> None:
+    toy_artifact.build(tmp_path)
+    data = (tmp_path / "model.onnx").read_bytes()
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(RuntimeRefused, match="fell back to CPUExecutionProvider: install onnxruntime-gpu"):
+            OnnxRuntime(data, inputs=INPUTS, output="logits", provider="cuda")
+    runtime = OnnxRuntime(data, inputs=INPUTS, output="logits", provider="auto")
+    assert runtime.run(np.array([[4]]), np.array([[1]])).tolist() == [[10.0, 0.0, 0.0]]
 
 
 def test_one_session_serves_many_threads(tmp_path: Path) -> None:

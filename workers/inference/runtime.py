@@ -48,7 +48,8 @@ class OnnxRuntime:
         cuda = provider == "cuda" or (provider == "auto" and _CUDA in available)
         wanted = [_CUDA, _CPU] if cuda else [_CPU]
         try:
-            self._session = onnxruntime.InferenceSession(model, _options(), providers=wanted)
+            providers = [name for name in wanted if name in available]
+            self._session = onnxruntime.InferenceSession(model, _options(), providers=providers)
         except Exception as exc:  # its error types share no base of their own
             raise RuntimeRefused(f"ONNX Runtime refuses the graph: {exc}") from exc
         got = self._session.get_providers()
