@@ -3,7 +3,8 @@
 Why each option: docs/decisions/0003-celery-is-a-doorbell.md.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery, bootsteps, signals
 
@@ -11,6 +12,10 @@ from app.contracts.queues import INFERENCE_CONTROL_QUEUE, RUN_JOB, TRAINING_QUEU
 from app.core.logging import configure_logging
 from app.core.queue import BROKER_OPTIONS
 from app.core.settings import get_settings
+from workers.inference.step import InferenceStep
+
+if TYPE_CHECKING:
+    from workers.inference.consumer import Consumer
 
 settings = get_settings()
 celery_app = Celery("modelwright", broker=settings.redis_url)
@@ -52,16 +57,17 @@ def run_job(job_id: str) -> None:
     run(job_id, get_context())
 
 
-class TrainerStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class TrainerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
     """A trainer also reconciles (the bell may have been lost) and says that it is alive."""
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
-        self._stop: Any = None
+        self._stop: Callable[[], None] | None = None
+
+    def include_if(self, parent: Any) -> bool:
+        return TRAINING_QUEUE in parent.app.amqp.queues.consume_from
 
     def start(self, parent: Any) -> None:
-        if TRAINING_QUEUE not in parent.app.amqp.queues.consume_from:
-            return
         from workers.context import get_context
         from workers.reconciler import start
 
@@ -72,31 +78,18 @@ class TrainerStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._stop()
 
 
-class ServeStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class ServeStep(InferenceStep):
     """An inference worker runs the data plane beside its control queue."""
 
-    requires = frozenset({"celery.worker.components:Pool"})
+    def include_if(self, parent: Any) -> bool:
+        return INFERENCE_CONTROL_QUEUE in parent.app.amqp.queues.consume_from
 
-    def __init__(self, parent: Any, **options: Any) -> None:
-        super().__init__(parent, **options)
-        self._consumer: Any = None
-
-    def start(self, parent: Any) -> None:
-        if INFERENCE_CONTROL_QUEUE not in parent.app.amqp.queues.consume_from:
-            return
+    @staticmethod
+    def build() -> "Consumer":
         from workers.context import get_context
-        from workers.serving import start_consumer
+        from workers.serving import build_consumer
 
-        self._consumer = start_consumer(get_context())
-
-    def stop(self, _parent: Any) -> None:
-        """Returns when the batch in hand is answered."""
-        if self._consumer:
-            self._consumer.stop()
-            self._consumer = None
-
-    terminate = stop
+        return build_consumer(get_context())
 
 
-celery_app.steps["worker"].add(TrainerStep)
-celery_app.steps["worker"].add(ServeStep)
+celery_app.steps["worker"].update({TrainerStep, ServeStep})

@@ -8,8 +8,8 @@ from workers.context import WorkerContext
 from workers.inference.consumer import Consumer
 
 
-def start_consumer(context: WorkerContext) -> Consumer:
-    """The data plane, running."""
+def build_consumer(context: WorkerContext) -> Consumer:
+    """The data plane, not yet started."""
 
     def locate(version_id: str) -> tuple[Path, str]:
         with context.database.unit_of_work() as session:
@@ -18,6 +18,4 @@ def start_consumer(context: WorkerContext) -> Consumer:
             raise NotFound(f"version {version_id} is not in the registry")
         return context.store.path(row.artifact), row.digest
 
-    consumer = Consumer(context.redis_url, context.settings, locate)
-    consumer.start()
-    return consumer
+    return Consumer(context.redis_url, context.settings, locate)

@@ -26,6 +26,7 @@ def resolved(
         rows=rows,
         length=128,
         hidden_size=hidden_size,
+        can_mask=True,
         bf16_is_faster=True,
         validation_split=0.1,
         test_split=0.0,
@@ -56,14 +57,18 @@ def test_given_values_are_kept() -> None:
     assert given.items() <= recipe.hyperparameters().items()
 
 
-@pytest.mark.parametrize(("rows", "batch_size"), [(10, 16), (999, 16), (1000, 32), (1_000_000, 32)])
-def test_batch_size_by_rows(rows: int, batch_size: int) -> None:
-    assert resolved(rows=rows).batch_size == batch_size
-
-
-@pytest.mark.parametrize(("rows", "epochs"), [(10, 10), (1_000_000, 3)])
-def test_epochs_stay_within_bounds(rows: int, epochs: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "epochs"), [(10, 30), (200, 22), (999, 10), (4999, 6), (15_100, 5), (50_000, 3), (1_000_000, 3)]
+)
+def test_epochs_by_rows(rows: int, epochs: int) -> None:
     assert resolved(rows=rows).n_epochs == epochs
+
+
+def test_tokens_are_masked_from_1000_rows_on() -> None:
+    task = TaskDefaults(token_masking=0.1)
+    assert [resolved(rows=rows, task=task).token_masking for rows in (999, 1000)] == [0.0, 0.1]
+    assert resolved(rows=1000, task=task, token_masking=0.0).token_masking == 0.0
+    assert resolved(rows=10, token_masking=0.3).token_masking == 0.3
 
 
 def test_more_rows_never_mean_more_epochs() -> None:

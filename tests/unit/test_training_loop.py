@@ -58,6 +58,7 @@ class Run:
             rows=2 * batches,
             length=8,
             hidden_size=8,
+            can_mask=True,
             bf16_is_faster=False,
             validation_split=0.0,
             test_split=0.0,

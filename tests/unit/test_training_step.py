@@ -47,6 +47,7 @@ def recipe(**given: Any) -> Recipe:
         rows=100,
         length=64,
         hidden_size=32,
+        can_mask=True,
         bf16_is_faster=False,
         validation_split=0.0,
         test_split=0.0,

@@ -4,11 +4,12 @@ Use `--pool=solo` or `threads`: the threads of a runtime do not survive a fork, 
 whenever it replaces a child. Knows nothing of how a consumer is made: a subclass says so in `build`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 
-from workers.inference.consumer import Consumer
+if TYPE_CHECKING:  # celery_app imports this file in trainers too, which load no ONNX Runtime
+    from workers.inference.consumer import Consumer
 
 
 class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
@@ -21,7 +22,7 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ha
         self.consumer: Consumer | None = None
 
     @staticmethod
-    def build() -> Consumer:
+    def build() -> "Consumer":
         """The consumer to run."""
         raise NotImplementedError("a subclass of InferenceStep says how its consumer is built")
 

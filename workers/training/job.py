@@ -19,6 +19,7 @@ from workers.training.batching import Batch, training_batches
 from workers.training.embeddings import restore_table, train_used_rows
 from workers.training.evaluation import collate, evaluate
 from workers.training.loop import Trained, train
+from workers.training.masking import mask_tokens
 from workers.training.models import TaskModel, build
 from workers.training.objectives.supervised import Supervised
 from workers.training.parity import check_parity
@@ -57,15 +58,20 @@ def fit(job: Job, reporter: Reporter) -> tuple[TaskModel, Trained]:
     plan, features = job.plan, job.features
     model = build(job.base, len(job.task.labels), pooled=job.task.pooled)
     job.tuner.attach(model)
-    train_used_rows(model, (i for f in features for i in f.ids))
+    mask = job.mask_token_id()
+    train_used_rows(model, {mask, *(i for f in features for i in f.ids)})
     balanced = plan.class_weights == "balanced"
     criterion = job.task.criterion(features, balanced=balanced, smoothing=plan.label_smoothing_factor)
     objective = Supervised(model, criterion, plan, job.device)
 
     def micro_batches(epoch: int) -> Sequence[Callable[[], Batch]]:
         batches = training_batches([len(f.ids) for f in features], plan.batch_size, (job.spec.seed, epoch))
-        pad = job.base.pad_token_id
-        return [partial(collate, job.task, [features[i] for i in rows], pad) for rows in batches]
+
+        def batch(number: int) -> Batch:
+            plain = collate(job.task, [features[i] for i in batches[number]], job.base.pad_token_id)
+            return mask_tokens(plain, plan.token_masking, mask, (job.spec.seed, epoch, number))
+
+        return [partial(batch, number) for number in range(len(batches))]
 
     def validate() -> dict[str, float]:
         return _evaluate(job, model, "validation", objective.logits, reporter)[0]

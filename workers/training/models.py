@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from workers.training.errors import TrainingFailed
@@ -39,6 +40,7 @@ class Base:
     config: Any
     tokenizer_file: Path
     pad_token_id: int
+    mask_token_id: int | None
     max_length: int
     """Tokens its positions allow, special tokens included."""
 
@@ -65,7 +67,11 @@ def open_base(path: Path) -> Base:
     limit -= pad + 1 if config.model_type in _OFFSET_POSITIONS else 0
     settings = path / "tokenizer_config.json"
     stated = json.loads(settings.read_text()).get("model_max_length") if settings.is_file() else None
-    return Base(path, config, path / "tokenizer.json", pad, min(limit, int(stated or limit)))
+    tokenizer_file = path / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    masks = (tokenizer.token_to_id(name) for name in ("[MASK]", "<mask>"))
+    mask = next((i for i in masks if i is not None), None)
+    return Base(path, config, tokenizer_file, pad, mask, min(limit, int(stated or limit)))
 
 
 class TaskModel(nn.Module):

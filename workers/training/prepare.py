@@ -15,6 +15,7 @@ from workers.codecs.text import TextCodec
 from workers.training import dataset, device, recipe
 from workers.training.batching import Feature
 from workers.training.data import invalid
+from workers.training.errors import TrainingFailed
 from workers.training.models import Base, open_base
 from workers.training.reporter import Reporter
 from workers.training.tasks import TASKS
@@ -40,6 +41,18 @@ class Job:
     dataset_figures: dict[str, Any]
     device: torch.device
     threads: int
+
+    def mask_token_id(self) -> int:
+        """The base model's mask token; its padding where it has none and none is wanted."""
+        if self.base.mask_token_id is not None:
+            return self.base.mask_token_id
+        if self.plan.token_masking:
+            raise TrainingFailed(
+                "base_model",
+                f"token_masking is {self.plan.token_masking:g}, but {self.spec.base_model!r} has no mask token: set it to 0",
+                param="hyperparameters.token_masking",
+            )
+        return self.base.pad_token_id
 
     def resolved(self) -> Resolved:
         """What the job's events tell of it."""
@@ -78,6 +91,7 @@ def prepare(spec: TrainingSpec, reporter: Reporter) -> Job:
         rows=len(features),
         length=length,
         hidden_size=base.config.hidden_size,
+        can_mask=base.mask_token_id is not None,
         bf16_is_faster=hp.mixed_precision == "auto" and device.bf16_is_faster(chosen),
         validation_split=fractions["validation"],
         test_split=fractions["test"],

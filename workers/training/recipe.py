@@ -15,10 +15,12 @@ from app.contracts.hyperparameters import Hyperparameters
 MAX_AUTO_LENGTH = 512
 MIN_AUTO_LENGTH = 128
 """Texts at serving time may be longer than those seen in training; short batches cost nothing."""
-AUTO_STEPS = 2500
-"""Optimizer steps that a job without `n_epochs` aims at."""
-MIN_AUTO_EPOCHS, MAX_AUTO_EPOCHS = 3, 10
+EPOCHS_BY_ROWS = ((1000, 10), (5000, 6), (50_000, 5))
+"""(fewer rows than, epochs); 3 from the last on."""
+MIN_AUTO_STEPS, MAX_AUTO_EPOCHS = 150, 30
+"""Tiny data sets get more epochs: a random head is not trained after 40 steps."""
 SMALL_DATASET = 1000
+AUTO_BATCH_SIZE = 32
 BASE_LEARNING_RATE = 2e-4
 """AdamW, hidden size 384, all parameters; falls with the square of the hidden size (BERT-base, 768: 5e-5)."""
 BASE_HIDDEN_SIZE = 384
@@ -42,6 +44,8 @@ class TaskDefaults:
     rate: float = 1.0
     """Factor on the automatic learning rate."""
     label_smoothing: float = 0.0
+    token_masking: float = 0.0
+    """From 1,000 rows on; below, it was measured to cost accuracy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Recipe:
     max_grad_norm: float
     max_length: int
     label_smoothing_factor: float
+    token_masking: float
     mixed_precision: Literal["no", "bf16"]
     class_weights: Literal["none", "balanced"]
     validation_split: float
@@ -98,14 +103,10 @@ def max_length(hp: Hyperparameters, lengths: Sequence[int], limit: int) -> int:
     return min(max(longest, MIN_AUTO_LENGTH), MAX_AUTO_LENGTH, limit)
 
 
-def auto_batch_size(rows: int) -> int:
-    """32; 16 under 1,000 rows, where twice the steps help more than smoother gradients."""
-    return 16 if rows < SMALL_DATASET else 32
-
-
-def auto_epochs(steps_per_epoch: int) -> int:
-    """Enough for about 2,500 steps, between 3 and 10."""
-    return min(MAX_AUTO_EPOCHS, max(MIN_AUTO_EPOCHS, math.ceil(AUTO_STEPS / steps_per_epoch)))
+def auto_epochs(rows: int, steps_per_epoch: int) -> int:
+    """10 under 1,000 rows, 6 under 5,000, 5 under 50,000, else 3; but at least 150 steps, in at most 30 epochs."""
+    epochs = next((epochs for fewer_than, epochs in EPOCHS_BY_ROWS if rows < fewer_than), 3)
+    return max(epochs, min(MAX_AUTO_EPOCHS, math.ceil(MIN_AUTO_STEPS / steps_per_epoch)))
 
 
 def auto_learning_rate(optim: str, hidden_size: int, rates: TunerRates) -> float:
@@ -123,6 +124,7 @@ def resolve(
     rows: int,
     length: int,
     hidden_size: int,
+    can_mask: bool,
     bf16_is_faster: bool,
     validation_split: float,
     test_split: float,
@@ -132,13 +134,14 @@ def resolve(
     `rows` counts training rows as the model sees them (windows, for tagging); `length` is `max_length`'s
     answer; the two splits are the fractions really held out.
     """
-    batch_size = auto_batch_size(rows) if hp.batch_size == "auto" else hp.batch_size
+    batch_size = AUTO_BATCH_SIZE if hp.batch_size == "auto" else hp.batch_size
     steps = math.ceil(math.ceil(rows / batch_size) / hp.gradient_accumulation_steps)
-    n_epochs = auto_epochs(steps) if hp.n_epochs == "auto" else hp.n_epochs
+    n_epochs = auto_epochs(rows, steps) if hp.n_epochs == "auto" else hp.n_epochs
     automatic = auto_learning_rate(hp.optim, hidden_size, rates) * task.rate
     multiplier = 1.0 if hp.learning_rate_multiplier == "auto" else hp.learning_rate_multiplier
     warmup_ratio = 0.1 if hp.warmup_ratio == "auto" else hp.warmup_ratio
     warmup = round(warmup_ratio * steps * n_epochs) if hp.warmup_steps is None else hp.warmup_steps
+    masking = task.token_masking if rows >= SMALL_DATASET and can_mask else 0.0
     return Recipe(
         n_epochs=n_epochs,
         batch_size=batch_size,
@@ -153,6 +156,7 @@ def resolve(
         label_smoothing_factor=task.label_smoothing
         if hp.label_smoothing_factor == "auto"
         else hp.label_smoothing_factor,
+        token_masking=masking if hp.token_masking == "auto" else hp.token_masking,
         mixed_precision=("bf16" if bf16_is_faster else "no") if hp.mixed_precision == "auto" else hp.mixed_precision,
         class_weights=hp.class_weights,
         validation_split=validation_split,
