@@ -32,7 +32,7 @@ class Hyperparameters(Strict):
     max_length: Auto | Annotated[int, Field(ge=8, le=8192)] = "auto"
     """Tokens; longer text is cut when training a text classifier, windowed when training a tagger."""
     label_smoothing_factor: Auto | Annotated[float, Field(ge=0.0, lt=1.0)] = "auto"
-    token_masking: Auto | Fraction = "auto"
+    word_dropout: Auto | Fraction = "auto"
     """Share of input tokens that each training step replaces by the mask token."""
     mixed_precision: Auto | Literal["no", "bf16"] = "auto"
     class_weights: Literal["none", "balanced"] = "none"

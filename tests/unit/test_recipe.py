@@ -65,10 +65,10 @@ def test_epochs_by_rows(rows: int, epochs: int) -> None:
 
 
 def test_tokens_are_masked_from_1000_rows_on() -> None:
-    task = TaskDefaults(token_masking=0.1)
-    assert [resolved(rows=rows, task=task).token_masking for rows in (999, 1000)] == [0.0, 0.1]
-    assert resolved(rows=1000, task=task, token_masking=0.0).token_masking == 0.0
-    assert resolved(rows=10, token_masking=0.3).token_masking == 0.3
+    task = TaskDefaults(word_dropout=0.1)
+    assert [resolved(rows=rows, task=task).word_dropout for rows in (999, 1000)] == [0.0, 0.1]
+    assert resolved(rows=1000, task=task, word_dropout=0.0).word_dropout == 0.0
+    assert resolved(rows=10, word_dropout=0.3).word_dropout == 0.3
 
 
 def test_more_rows_never_mean_more_epochs() -> None:

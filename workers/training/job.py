@@ -69,7 +69,7 @@ def fit(job: Job, reporter: Reporter) -> tuple[TaskModel, Trained]:
 
         def batch(number: int) -> Batch:
             plain = collate(job.task, [features[i] for i in batches[number]], job.base.pad_token_id)
-            return mask_tokens(plain, plan.token_masking, mask, (job.spec.seed, epoch, number))
+            return mask_tokens(plain, plan.word_dropout, mask, (job.spec.seed, epoch, number))
 
         return [partial(batch, number) for number in range(len(batches))]
 

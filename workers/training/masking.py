@@ -1,6 +1,6 @@
-"""Token masking: in training, some tokens are replaced by the mask token, so that no single word decides.
+"""Word dropout: in training, some tokens are replaced by the mask token, so that no single word decides.
 
-A regularizer of the word dropout family (Iyyer et al. 2015, section 3.3), with the token that encoders know from
+Iyyer et al. (ACL 2015) drop words; here the mask token takes their place, which encoders know from
 pre-training. On CLINC150 it raised in-scope test accuracy from 95.9 to 96.6 %; under 1,000 rows it cost accuracy.
 """
 

@@ -46,11 +46,12 @@ class Job:
         """The base model's mask token; its padding where it has none and none is wanted."""
         if self.base.mask_token_id is not None:
             return self.base.mask_token_id
-        if self.plan.token_masking:
+        if self.plan.word_dropout:
             raise TrainingFailed(
                 "base_model",
-                f"token_masking is {self.plan.token_masking:g}, but {self.spec.base_model!r} has no mask token: set it to 0",
-                param="hyperparameters.token_masking",
+                f"word_dropout is {self.plan.word_dropout:g}, but {self.spec.base_model!r} has no mask token: "
+                "set it to 0",
+                param="hyperparameters.word_dropout",
             )
         return self.base.pad_token_id
 

@@ -23,7 +23,7 @@ class TextClassification(Task):
 
     def __init__(self, *, multi_label: bool) -> None:
         super().__init__(multi_label=multi_label)
-        self.defaults = TaskDefaults() if multi_label else TaskDefaults(label_smoothing=0.1, token_masking=0.1)
+        self.defaults = TaskDefaults() if multi_label else TaskDefaults(label_smoothing=0.1, word_dropout=0.1)
 
     def text(self, example: Example) -> str:
         return str(example.values["text"])
