@@ -3,14 +3,16 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app import __version__
 from app.api import errors
 from app.api.deps import Services, declared_scope
-from app.api.middleware import PUBLIC, Authentication, RequestContext
+from app.api.middleware import DOCS_ASSETS, PUBLIC, Authentication, RequestContext
 from app.api.routes import files, fine_tuning, models, predictions, system
 from app.auth.keys import KeyService
 from app.core.dataplane import DataPlane
@@ -64,13 +66,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         bell.close()
         database.dispose()
 
-    app = FastAPI(
+    # The documentation page brings its own scripts: a browser beside a closed network renders it too.
+    app = FastAPIOffline(
+        docs_url="/docs",
+        static_url=DOCS_ASSETS,
         title="Modelwright",
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
         swagger_ui_parameters={"persistAuthorization": True},
+        # Says in the OpenAPI document what the middleware enforces.
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key: `modelwright keys create`"))],
     )
     app.state.services = services
     routers = (files.build(settings), fine_tuning.router, models.router, predictions.router, system.router)

@@ -31,6 +31,7 @@ _TOO_LARGE = json.dumps(
         "the body is larger than this route accepts: send it in parts", "invalid_request_error", "body_too_large", None
     )
 ).encode()
+DOCS_ASSETS = "/docs/assets"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -89,7 +90,8 @@ class Authentication:
         self.app, self.keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in PUBLIC:
+        public = scope["type"] != "http" or scope["path"] in PUBLIC or scope["path"].startswith(f"{DOCS_ASSETS}/")
+        if not public:
             try:
                 scope.setdefault("state", {})["caller"] = await self._caller(Headers(scope=scope))
             except ModelwrightError as exc:

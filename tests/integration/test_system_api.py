@@ -1,5 +1,7 @@
 """Probes, metrics, documentation, and requests no route should choke on."""
 
+import re
+
 import pytest
 from fastapi.testclient import TestClient
 
@@ -25,7 +27,12 @@ def test_metrics_count_requests_by_route(client: TestClient) -> None:
 
 
 def test_the_documentation_has_examples(anonymous: TestClient) -> None:
-    assert anonymous.get("/docs").status_code == 200
+    page = anonymous.get("/docs")
+    assert page.status_code == 200
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(assets) >= 2
+    for asset in assets:  # nothing from elsewhere: the page works beside a closed network
+        assert anonymous.get(asset).status_code == 200, asset
     spec = anonymous.get("/openapi.json").json()
     body = spec["paths"]["/v1/fine_tuning/jobs"]["post"]["requestBody"]["content"]["application/json"]
     assert len(body["examples"]) >= 2
