@@ -33,7 +33,7 @@ check: $(STAMP) ## format, lint, types and import contracts, without changing an
 	$(VENV)/bin/lint-imports
 
 test: $(STAMP) ## all tiers: unit, architecture, conformance, integration, e2e
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 bench: $(STAMP) ## training speed beside the stock Trainer (minutes; writes docs/)
 	$(PY) -m benchmarks.training --write docs/training-speed.md

@@ -1,11 +1,16 @@
 """Fixtures of all tiers: real servers from wheels, a database built by the migrations, tiers marked by folder."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.core.embedded import EmbeddedPostgres, EmbeddedValkey
+
+# Two test processes share the cores, and toy models gain nothing from threads: with two each, a step of a toy job
+# took about 1 s instead of 2 ms, because OpenMP's threads wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TIERS = ("unit", "architecture", "conformance", "integration", "e2e")
 

@@ -7,6 +7,7 @@ and this worker stops at once without another word.
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from app.registry.tables import JobRow
 from workers.child import Child
 from workers.context import WorkerContext
 from workers.preparation import build_spec
-from workers.publication import publish
+from workers.publication import publish, stage
 
 log = get_logger(__name__)
 
@@ -132,6 +133,8 @@ def _attempt(job: JobRow, folder: Path, context: WorkerContext) -> None:
     ledger.note("info", f"Attempt {job.attempt} of {job.max_attempts} started")
     try:
         spec = build_spec(job, folder, context)
+    except Unavailable:
+        raise  # the database went away: the lease runs out, and the next attempt finds it back
     except ModelwrightError as exc:
         ledger.failed = Failed(kind="failed", code="base_model", message=exc.message, param=exc.param)
         _fail(job, ledger, context)
@@ -155,8 +158,9 @@ def _attempt(job: JobRow, folder: Path, context: WorkerContext) -> None:
         child.stop()
     if ledger.finished:
         _beat(job, ledger, context)  # publishing a large artifact must not outlive the lease
-        publish(job, spec, ledger.finished, folder, context)
-        log.info("job_succeeded")
+        staged, finished = stage(job, folder, context), ledger.finished
+        if _insist(lambda: publish(job, spec, finished, staged, context), context):
+            log.info("job_succeeded")
     elif ledger.failed:
         _fail(job, ledger, context)
     else:
@@ -186,19 +190,30 @@ def _end(job: JobRow, ledger: _Ledger, context: WorkerContext, state: str, messa
     ledger.note("error" if state == "failed" else "info", message)
     pending, events = ledger.take()
     pending.pop("phase", None)
+
+    def write() -> None:
+        with context.database.unit_of_work() as session:
+            jobs = JobRepository(session)
+            if not jobs.end(job.id, job.fence, state, **pending, **values):
+                raise _FenceLost
+            jobs.add_events(job.id, events)
+
+    if _insist(write, context):
+        log.info("job_ended", state=state)
+
+
+def _insist(write: Callable[[], None], context: WorkerContext) -> bool:
+    """Write the end of a job, waiting for a database that is away. False when this worker shuts down first: the
+    lease runs out, and another worker takes over."""
     while True:
         try:
-            with context.database.unit_of_work() as session:
-                jobs = JobRepository(session)
-                if not jobs.end(job.id, job.fence, state, **pending, **values):
-                    raise _FenceLost
-                jobs.add_events(job.id, events)
-            break
+            write()
         except Unavailable as exc:
             log.warning("end_not_written", reason=exc.message)
             if stopping.wait(context.settings.heartbeat_seconds):
-                return  # the lease runs out and another worker takes over
-    log.info("job_ended", state=state)
+                return False
+        else:
+            return True
 
 
 def _fail(job: JobRow, ledger: _Ledger, context: WorkerContext) -> None:

@@ -1,6 +1,7 @@
 """From a finished child to a version: artifact into the store, then ONE transaction for version, files and job."""
 
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 from app import __version__
@@ -8,7 +9,6 @@ from app.contracts.manifest import Manifest
 from app.contracts.training import Finished, TrainingSpec
 from app.core.ids import new_id
 from app.core.logging import get_logger
-from app.registry.files import FileRepository
 from app.registry.jobs import JobRepository
 from app.registry.models import ModelRepository
 from app.registry.tables import FileRow, JobRow
@@ -18,26 +18,43 @@ from workers.context import WorkerContext
 log = get_logger(__name__)
 
 
-def publish(job: JobRow, spec: TrainingSpec, finished: Finished, folder: Path, context: WorkerContext) -> None:
-    """Make the version visible, unless the fence moved on: then the files stay unreferenced and nothing else does."""
+@dataclass(frozen=True)
+class Staged:
+    """What lies in the store and no row names yet."""
+
+    key: str
+    manifest: Manifest
+    csv: FileRow
+
+
+def stage(job: JobRow, folder: Path, context: WorkerContext) -> Staged:
+    """Copy artifact and step metrics into the store, under this attempt's fence."""
     key = f"artifacts/{job.id}/{job.fence}"
     manifest = context.store.publish(key, folder / "artifact")
     csv_id = new_id("file-")
     with (folder / "metrics.csv").open("rb") as source:
         stored = context.store.put(f"files/{csv_id}", source, limit=1 << 40)
-    ft_id = f"ft:{job.base_model}:{context.settings.organization}:{job.model_name}:{secrets.token_hex(4)}"
+    return Staged(key, manifest, _csv_row(csv_id, job, stored))
+
+
+def publish(job: JobRow, spec: TrainingSpec, finished: Finished, staged: Staged, context: WorkerContext) -> None:
+    """Make the version visible, unless the fence moved on: then the files stay unreferenced and nothing else does.
+
+    Raises `Unavailable` when the database is away; it may be called again.
+    """
+    manifest = staged.manifest
+    ft_id = f"ft:{_base_part(job.base_model)}:{context.settings.organization}:{job.model_name}:{secrets.token_hex(4)}"
     with context.database.unit_of_work() as session:
         jobs = JobRepository(session)
-        FileRepository(session).add(_csv_row(csv_id, job, stored))
-        progress = (job.progress or {}) | {"percent": 100.0, "eta_seconds": 0}
-        row = session.get(JobRow, job.id, with_for_update=True)
-        if row is not None and row.progress:
-            progress = row.progress | {"percent": 100.0, "eta_seconds": 0}
+        session.merge(staged.csv)
+        session.flush()
+        row = jobs.get(job.id, lock=True)
+        progress = ((row and row.progress) or {}) | {"percent": 100.0, "eta_seconds": 0}
         published = jobs.end(
             job.id,
             job.fence,
             "succeeded",
-            result_file=csv_id,
+            result_file=staged.csv.id,
             fine_tuned_model=ft_id,
             trained_tokens=finished.trained_tokens,
             progress=progress,
@@ -55,7 +72,7 @@ def publish(job: JobRow, spec: TrainingSpec, finished: Finished, folder: Path, c
                 "job_id": job.id,
                 "base_model": job.base_model,
                 "base_revision": spec.base_model_revision,
-                "artifact": key,
+                "artifact": staged.key,
                 "digest": manifest.digest,
                 "serving": manifest.serving.model_dump(mode="json"),
                 "metrics": finished.metrics,
@@ -78,6 +95,11 @@ def publish(job: JobRow, spec: TrainingSpec, finished: Finished, folder: Path, c
                 }
             ],
         )
+
+
+def _base_part(base: str) -> str:
+    """Ids of models trained from trained models must not grow with every generation."""
+    return base.split(":")[-2] if base.startswith("ft:") else base[:96]
 
 
 def _csv_row(csv_id: str, job: JobRow, stored: Stored) -> FileRow:

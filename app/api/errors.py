@@ -11,9 +11,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.core import errors
-from app.core.logging import get_logger
-
-log = get_logger(__name__)
 
 # The stock client retries 408, 409, 429 and 5xx, so a permanent refusal is 400, 401, 403 or 404.
 STATUS: dict[type[errors.ModelwrightError], tuple[int, str]] = {
@@ -48,11 +45,10 @@ _UNION_MEMBER = re.compile(r"constrained-|function-|.*\[|(lora|full|str|int|floa
 
 
 def install(app: FastAPI) -> None:
-    """Answer our errors, validation errors, HTTP errors and surprises with the same envelope."""
+    """Answer our errors, validation errors and HTTP errors with one envelope; surprises, the middleware does."""
     app.add_exception_handler(errors.ModelwrightError, _ours)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _surprise)
 
 
 async def _ours(_request: Request, exc: Exception) -> JSONResponse:
@@ -124,16 +120,3 @@ async def _http(request: Request, exc: Exception) -> JSONResponse:
     elif exc.status_code == 405:
         message, code = f"{request.url.path} does not answer {request.method}", "method_not_allowed"
     return JSONResponse(envelope(message, kind, code, None), exc.status_code, exc.headers)
-
-
-async def _surprise(_request: Request, exc: Exception) -> JSONResponse:
-    log.error("unhandled_error", exc_info=exc)
-    return JSONResponse(
-        envelope(
-            "something went wrong here; the log has it under x-request-id",
-            "server_error",
-            "internal_error",
-            None,
-        ),
-        500,
-    )

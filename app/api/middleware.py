@@ -23,14 +23,15 @@ from app.core.metrics import GatewayMetrics
 
 log = get_logger("access")
 
-PUBLIC = frozenset(
-    {"/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
-)
+PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/health/live", "/health/ready"})
 _TOO_LARGE = json.dumps(
     envelope(
         "the body is larger than this route accepts: send it in parts", "invalid_request_error", "body_too_large", None
     )
 ).encode()
+_SURPRISE = envelope(
+    "something went wrong here; the log has it under x-request-id", "server_error", "internal_error", None
+)
 DOCS_ASSETS = "/docs/assets"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -47,12 +48,12 @@ class RequestContext:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req_")
-        status, started = 500, time.perf_counter()
+        status, started, answered = 500, time.perf_counter(), False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 if status == 413 and headers["content-type"].startswith("text/plain"):
@@ -66,6 +67,11 @@ class RequestContext:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             await self.app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("unhandled_error")
+            if answered:
+                raise  # half an answer is out: the server can only close the connection
+            await JSONResponse(_SURPRISE, 500)(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             # The route's template, not the path: ids in labels would grow the metrics without end.

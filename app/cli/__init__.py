@@ -3,6 +3,7 @@
 import sys
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from app.cli import doctor, keys, run, up
@@ -26,6 +27,13 @@ def main() -> None:
     """Entry point: our own errors are a sentence and exit code 1, not a traceback."""
     try:
         cli()
+    except ValidationError as exc:
+        for found in exc.errors():
+            name = f"MODELWRIGHT_{'_'.join(str(p) for p in found['loc'])}".upper()
+            Console(stderr=True).print(
+                f"[red]error:[/red] {name}: {found['msg']}, not {found['input']!r}", soft_wrap=True
+            )
+        sys.exit(1)
     except ModelwrightError as exc:
         Console(stderr=True).print(f"[red]error:[/red] {exc.message}", highlight=False, soft_wrap=True)
         sys.exit(1)

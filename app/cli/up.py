@@ -143,7 +143,7 @@ class Supervisor:
             self._say(name, f"started, log in {part.log}")
 
     def _wait_until_ready(self) -> None:
-        until, url = time.monotonic() + _READY_SECONDS, f"http://127.0.0.1:{self.port}/health/ready"
+        until, url = time.monotonic() + _READY_SECONDS, f"http://{_reachable(self.host)}:{self.port}/health/ready"
         reason = "no answer"
         while time.monotonic() < until and not self.stopping.is_set():
             try:
@@ -176,6 +176,13 @@ class Supervisor:
                 self._say("stopping", name)
             undo()
         self._say("stopped", f"data stays in {self.settings.home}")
+
+
+def _reachable(host: str) -> str:
+    """The address at which this machine finds what listens on `host`."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
+        return "127.0.0.1" if host == "0.0.0.0" else "[::1]"  # noqa: S104
+    return f"[{host}]" if ":" in host else host
 
 
 def up(host: Host = "127.0.0.1", port: Port = 8000) -> None:

@@ -18,7 +18,7 @@ from app.registry.tables import FileRow, JobRow, VersionRow
 from model_store.store import Store
 from tests import toy_artifact
 from workers.context import WorkerContext
-from workers.publication import publish
+from workers.publication import publish, stage
 from workers.reconciler import reconcile_once
 
 LEASE = 45.0
@@ -148,7 +148,7 @@ def _publish(job: JobRow, context: WorkerContext, folder: Path) -> None:
         train_seconds=1.0,
         samples_per_second=1.0,
     )
-    publish(job, spec, finished, folder, context)
+    publish(job, spec, finished, stage(job, folder, context), context)
 
 
 def test_publication_is_one_transaction_under_the_fence(

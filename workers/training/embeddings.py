@@ -2,7 +2,7 @@
 anyway.
 
 Half of MiniLM's 22.7 million parameters are that table. Without this, every step would run the optimizer over
-all of it; with it, CLINC150 trains 1.3 times as fast, on the same gradients.
+all of it; with it, CLINC150 trains 1.24 times as fast on two cores, on the same gradients.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,8 @@
 """Word dropout: in training, some tokens are replaced by the mask token, so that no single word decides.
 
 Iyyer et al. (ACL 2015) drop words; here the mask token takes their place, which encoders know from
-pre-training. On CLINC150 it raised in-scope test accuracy from 95.9 to 96.6 %; under 1,000 rows it cost accuracy.
+pre-training. On 15 rows a class of CLINC150 it gave the best validation accuracy of all recipes tried (94.1 % in scope,
+others 91.5 to 93.9); it lowers the recall of out-of-scope rows, and did not help under 1,000 rows.
 """
 
 from collections.abc import Sequence

@@ -16,9 +16,9 @@ from workers.training.tuners.base import Tuner
 
 
 class LoraTuner(Tuner):
-    # Low-rank factors start at zero and want about ten times the rate (Biderman et al. 2024,
-    # arXiv:2405.09673).
-    rates = TunerRates(body=10.0, head=1.0)
+    # Low-rank factors want about ten times the rate (Biderman et al. 2024, arXiv:2405.09673), and the head more:
+    # with a factor of 1, a tagger on 640 sentences of ncbi_disease never left "O"; with 5 it reached F1 0.66.
+    rates = TunerRates(body=10.0, head=5.0)
 
     def attach(self, model: TaskModel) -> None:
         from peft import LoraConfig, get_peft_model
