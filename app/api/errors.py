@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from app.contracts.tuners import TUNERS
 from app.core import errors
 
 # The stock client retries 408, 409, 429 and 5xx, so a permanent refusal is 400, 401, 403 or 404.
@@ -41,7 +42,7 @@ def respond(exc: errors.ModelwrightError) -> JSONResponse:
 
 
 # pydantic names the member of a union that complained; a caller knows only the field.
-_UNION_MEMBER = re.compile(r"constrained-|function-|.*\[|(lora|full|str|int|float)$")
+_UNION_MEMBER = re.compile(rf"constrained-|function-|.*\[|({'|'.join(TUNERS)}|str|int|float)$")
 
 
 def install(app: FastAPI) -> None:

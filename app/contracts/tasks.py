@@ -1,6 +1,6 @@
 """The menu of ML tasks: the row shapes each trains on and the tuners it allows.
 
-Knows nothing of how a task trains (`workers/training/tasks`) or answers (`workers/codecs`).
+Knows nothing of how a task trains (`workers/training/tasks`) or answers (`workers/inference/tasks`).
 """
 
 from dataclasses import dataclass

@@ -29,9 +29,12 @@ class JobRepository:
         query = select(JobRow).where(JobRow.id == job_id)
         return self.session.scalars(query.with_for_update() if lock else query).first()
 
-    def page(self, *, after: str | None, limit: int, metadata: dict[str, str]) -> tuple[list[JobRow], bool]:
+    def page(self, *, after: str | None, limit: int, metadata: dict[str, str] | None) -> tuple[list[JobRow], bool]:
+        """Newest first; `metadata` None asks for jobs without any, an empty map for all."""
         query = select(JobRow).where(JobRow.kind == "training")
-        if metadata:
+        if metadata is None:
+            query = query.where(JobRow.metadata_.is_(None))
+        elif metadata:
             query = query.where(JobRow.metadata_.contains(metadata))
         return page(self.session, query, JobRow, after=after, limit=limit)
 

@@ -37,7 +37,7 @@ class Base(DeclarativeBase):
     )
     type_annotation_map = {  # noqa: RUF012  (SQLAlchemy reads it from the class)
         datetime: TIMESTAMP(timezone=True),
-        Json: JSONB,
+        Json: JSONB(none_as_null=True),
         list[str]: ARRAY(String),
         int: Integer,
     }

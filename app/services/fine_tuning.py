@@ -68,7 +68,7 @@ class FineTuningService:
             row = JobRepository(session).get(job_id)
         return _found(row, job_id)
 
-    def page(self, *, after: str | None, limit: int, metadata: dict[str, str]) -> tuple[list[JobRow], bool]:
+    def page(self, *, after: str | None, limit: int, metadata: dict[str, str] | None) -> tuple[list[JobRow], bool]:
         with self._database.unit_of_work() as session:
             return JobRepository(session).page(after=after, limit=limit, metadata=metadata)
 

@@ -1,9 +1,12 @@
 """The menu and the workers' tables name the same things; schema and migrations are the same schema."""
 
+from dataclasses import fields
+
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
+from app.contracts.hyperparameters import Hyperparameters
 from app.contracts.tasks import TASKS
 from app.contracts.tuners import TUNERS
 from app.registry.session import sqlalchemy_url
@@ -21,7 +24,15 @@ def test_every_tuner_of_the_menu_exists() -> None:
     from workers.training.tuners import TUNERS as BUILT
 
     assert set(TUNERS) == set(BUILT)
-    assert all(task.tuners <= set(TUNERS) for task in TASKS.values())
+    assert set().union(*(task.tuners for task in TASKS.values())) == set(TUNERS)  # each is reachable
+
+
+def test_every_hyperparameter_reaches_the_recipe() -> None:
+    from workers.training.recipe import Recipe
+
+    resolved_into_others = {"learning_rate_multiplier", "warmup_ratio"}
+    used = {f.name for f in fields(Recipe)} | resolved_into_others
+    assert set(Hyperparameters.model_fields) <= used
 
 
 def test_the_migrations_build_the_tables(database_url: str) -> None:

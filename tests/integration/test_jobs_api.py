@@ -152,6 +152,9 @@ def test_lists_filter_by_metadata_and_page(client: TestClient, intents: str) -> 
     rest = client.get(JOBS, params={"metadata[run]": "p", "after": page["data"][-1]["id"]}).json()
     assert [j["id"] for j in rest["data"]] == ids[:1]
     assert client.get(JOBS, params={"metadata[n]": "1", "metadata[run]": "p"}).json()["data"][0]["id"] == ids[1]
+    plain = create_job(client, intents, suffix="paged").json()["id"]
+    without = [j["id"] for j in client.get(JOBS, params={"metadata": "null"}).json()["data"]]
+    assert plain in without and not set(ids) & set(without)
     error(client.get(JOBS, params={"colour": "red"}), 400)
     error(client.get(JOBS, params={"limit": "0"}), 400)
 

@@ -47,16 +47,17 @@ def create_job(
 
 @router.get("", dependencies=[requires("read")])
 def list_jobs(request: Request, services: ServicesDep, after: After = None, limit: Limit = 20) -> ListOf[JobObject]:
-    """Jobs, newest first; filter with `metadata[key]=value`."""
+    """Jobs, newest first; filter with `metadata[key]=value`, or `metadata=null` for jobs without any."""
     metadata: dict[str, str] = {}
+    bare = request.query_params.get("metadata") == "null"
     for name, value in request.query_params.multi_items():
         if match := _METADATA.fullmatch(name):
             metadata[match[1]] = value
-        elif name not in ("after", "limit"):
+        elif name not in ("after", "limit") and not (bare and name == "metadata"):
             raise InvalidRequest(f"{name[:64]}: unknown parameter: remove it", code="unknown_field", param=name[:64])
     if any("\0" in text for pair in metadata.items() for text in pair):
         raise InvalidRequest("metadata: the NUL character is never stored, so nothing has it", param="metadata")
-    rows, more = services.fine_tuning.page(after=after, limit=limit, metadata=metadata)
+    rows, more = services.fine_tuning.page(after=after, limit=limit, metadata=None if bare else metadata)
     return ListOf.of([JobObject.of(r, services.settings.organization) for r in rows], more)
 
 
