@@ -5,6 +5,7 @@ import sys
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from app.cli import doctor, keys, run, up
 from app.core.errors import ModelwrightError
@@ -35,5 +36,5 @@ def main() -> None:
             )
         sys.exit(1)
     except ModelwrightError as exc:
-        Console(stderr=True).print(f"[red]error:[/red] {exc.message}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(exc.message)}", highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from app.contracts.catalogue import CATALOGUE
 from app.core.embedded import running_urls
@@ -35,10 +36,10 @@ def doctor() -> None:
     wrong = 0
     for finding in _findings(settings, database, redis_url):
         mark = "[green]ok[/green]  " if finding.ok else "[red]wrong[/red]"
-        console.print(f"{mark} {finding.name}: {finding.detail}", soft_wrap=True)
+        console.print(f"{mark} {finding.name}: {escape(finding.detail)}", soft_wrap=True)
         if not finding.ok:
             wrong += 1
-            console.print(f"      mend: {finding.remedy}", soft_wrap=True)
+            console.print(f"      mend: {escape(finding.remedy)}", soft_wrap=True)
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -50,7 +51,8 @@ def _findings(settings: Settings, database: str | None, redis_url: str | None) -
     yield _disk(settings)
     yield _runtime()
     yield _device()
-    yield from _weights()
+    if _version("torch"):  # without it this host runs a gateway, which opens no weights
+        yield from _weights()
 
 
 def _guarded(name: str, check: Callable[[], Finding], remedy: str) -> Finding:
@@ -118,12 +120,14 @@ def _runtime() -> Finding:
     found = [p for p in ("onnxruntime", "onnxruntime-gpu") if _version(p)]
     if len(found) == 1:
         return Finding("onnx runtime", True, f"{found[0]} {_version(found[0])}")
+    if not found and _version("torch") is None:
+        return Finding("onnx runtime", True, "not installed, nor is torch: this host can run the gateway")
     if not found:
         return Finding(
             "onnx runtime",
             False,
-            "not installed: this host can run the gateway only",
-            "`pip install 'modelwright[worker,cpu]'` (or gpu) on hosts with workers",
+            "not installed: this host cannot run an inference worker, nor check an export",
+            "`pip install 'modelwright[worker,cpu]'` (or gpu)",
         )
     return Finding(
         "onnx runtime",
