@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -129,21 +130,24 @@ def _csv_lines(stream: BinaryIO) -> Iterator[str]:
 def _csv(stream: BinaryIO) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(MAX_LINE_BYTES)
     lines = _csv_lines(stream)
-    first = next(lines, "")
+    blank, first = 0, next(lines, "")
+    while first and not first.strip():
+        blank, first = blank + 1, next(lines, "")
     delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
-    line = 1
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    line = blank + 1
     try:
         header = next(reader)
         if len(header) < 2:
             raise FileRejected(
-                f"line 1: found one column ({header[0][:40]!r}); the file is read as CSV and needs a header "
+                f"line {line}: found one column ({first.strip()[:40]!r}); the file is read as CSV and needs a header "
                 "of at least two columns, or one JSON object a line (JSONL)"
             )
         if len(set(header)) < len(header) or not all(h.strip() for h in header):
-            raise FileRejected("line 1: column names must be distinct and not empty")
+            raise FileRejected(f"line {line}: column names must be distinct and not empty")
+        line = blank + reader.line_num
         for values in reader:
-            line, start = reader.line_num, line + 1
+            line, start = blank + reader.line_num, line + 1
             if not values:
                 continue
             if len(values) != len(header):
@@ -153,12 +157,7 @@ def _csv(stream: BinaryIO) -> Iterator[tuple[int, Row]]:
                 )
             yield start, dict(zip(header, values, strict=True))
     except csv.Error as exc:
-        raise FileRejected(f"line {reader.line_num}: not valid CSV ({exc})", code="invalid_csv") from exc
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+        raise FileRejected(f"line {blank + reader.line_num}: not valid CSV ({exc})", code="invalid_csv") from exc
 
 
 def _parquet(stream: BinaryIO) -> Iterator[tuple[int, Row]]:

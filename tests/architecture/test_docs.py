@@ -14,7 +14,10 @@ from app.core.settings import Settings
 from app.main import create_app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "README.md"))]
+PAGES = [
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "README.md")),
+]
 API = (ROOT / "docs/api.md").read_text()
 
 

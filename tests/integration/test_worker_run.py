@@ -186,7 +186,7 @@ def test_a_killed_child_is_tried_again_and_then_given_up(context: WorkerContext,
 @pytest.mark.parametrize(
     ("name", "options", "code", "words"),
     [
-        ("no-tokens", {"labels": 0}, "invalid_dataset", "no token"),
+        ("no-tokens", {"labels": 0}, "invalid_dataset", "no row has a token"),
         ("no-base", {"base": "gone"}, "base_model", "gone"),
     ],
 )

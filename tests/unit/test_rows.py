@@ -5,7 +5,7 @@ import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.contracts.profile import first_problem
@@ -26,6 +26,7 @@ def read_all(data: bytes, name: str = "upload") -> list[tuple[int, dict[str, obj
     return list(read_rows(stream, sniff(stream, name)))
 
 
+@example(b"\n\x01", "upload")  # a blank line before a CSV header
 @given(st.binary(max_size=300), st.sampled_from(["upload", "a.jsonl", "a.csv", "a.parquet"]))
 def test_any_bytes_are_rows_or_a_refusal(data: bytes, name: str) -> None:
     try:
@@ -71,6 +72,8 @@ def test_lines_count_as_an_editor_shows_them() -> None:
     assert [line for line, _ in read_all(data)] == [2, 4]
     csv = b'text,label\n"two\nlines",x\nlast,y\n'
     assert [line for line, _ in read_all(csv)] == [2, 4]
+    assert [line for line, _ in read_all(b"\n" + csv)] == [3, 5]
+    assert [line for line, _ in read_all(b'"two\nlines",label\na,x\n')] == [3]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column() -> None:
