@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from app.core.embedded import EmbeddedPostgres, EmbeddedValkey
@@ -11,6 +12,15 @@ from app.core.embedded import EmbeddedPostgres, EmbeddedValkey
 # Two test processes share the cores, and toy models gain nothing from threads: with two each, a step of a toy job
 # took about 1 s instead of 2 ms, because OpenMP's threads wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No deadline: a busy machine is no failure. In CI the examples are the same in every run.
+hypothesis.settings.register_profile(
+    "modelwright",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("modelwright")
 
 TIERS = ("unit", "architecture", "conformance", "integration", "e2e")
 

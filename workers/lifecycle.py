@@ -4,6 +4,7 @@ Every write carries the fence of this attempt. When a write finds that the fence
 and this worker stops at once without another word.
 """
 
+import os
 import shutil
 import socket
 import time
@@ -111,7 +112,7 @@ class _FenceLost(Exception):
 
 def run(job_id: str, context: WorkerContext) -> None:
     """Run the job if it is there to be run; return when this attempt is over, whatever its end."""
-    owner = f"{socket.gethostname()}:{id(job_id):x}"
+    owner = f"{socket.gethostname()}:{os.getpid()}"
     with context.database.unit_of_work() as session:
         job = JobRepository(session).claim(job_id, owner, context.settings.lease_seconds)
     if job is None:
