@@ -23,6 +23,13 @@ from benchmarks.machine import describe_machine, peak_tflops
 
 Run = dict[str, Any]
 
+WHY = """
+What brings it: length-bucketed batches (padding under 5 %), training only the embedding rows in use, fused optimizers
+and the fused attention kernel ([training.md](training.md)). bf16 loses to float32 on processors without AMX; `auto`
+picks float32 there. On a GPU the script runs in bf16, with `--random-bert-base` also stating its share of the card's
+peak; that has not been tried on a card.
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,7 +65,7 @@ def _report(options: argparse.Namespace) -> str:
         model = "a random model of BERT-base's size" if options.random_bert_base else "all-MiniLM-L6-v2"
         print("# Training speed\n", file=out)
         print("Written by `python -m benchmarks.training`; the ratios are what counts.\n", file=out)
-        print(f"{describe_machine()}. {model}, {options.rows} rows, batch size {options.batch_size}, ", file=out)
+        print(f"{describe_machine()}. {model}, {options.rows} rows, batch size {options.batch_size},", file=out)
         print(f"{options.pairs} interleaved pairs, medians.\n", file=out)
         print("| precision | run | samples/s | peak MiB | ours / this |", file=out)
         print("|---|---|---|---|---|", file=out)
@@ -78,6 +85,7 @@ def _report(options: argparse.Namespace) -> str:
                 _row(out, precision, "Trainer, untouched defaults", plain, ratio)
         if ours and "model_flops_per_second" in ours[0]:
             _share_of_peak(out, ours)
+        print(WHY, end="", file=out)
         return out.getvalue()
 
 
