@@ -105,9 +105,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["result_file"], ["files.id"], name=op.f("fk_jobs_result_file_files")),
         sa.ForeignKeyConstraint(["test_file"], ["files.id"], name=op.f("fk_jobs_test_file_files")),
         sa.ForeignKeyConstraint(["training_file"], ["files.id"], name=op.f("fk_jobs_training_file_files")),
-        sa.ForeignKeyConstraint(
-            ["validation_file"], ["files.id"], name=op.f("fk_jobs_validation_file_files")
-        ),
+        sa.ForeignKeyConstraint(["validation_file"], ["files.id"], name=op.f("fk_jobs_validation_file_files")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     op.create_index("ix_jobs_created", "jobs", ["created_at", "id"], unique=False)
@@ -166,9 +164,7 @@ def upgrade() -> None:
             server_default=sa.text("clock_timestamp()"),
             nullable=False,
         ),
-        sa.ForeignKeyConstraint(
-            ["upload_id"], ["uploads.id"], name=op.f("fk_upload_parts_upload_id_uploads")
-        ),
+        sa.ForeignKeyConstraint(["upload_id"], ["uploads.id"], name=op.f("fk_upload_parts_upload_id_uploads")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_upload_parts")),
     )
     op.create_index(op.f("ix_upload_parts_upload_id"), "upload_parts", ["upload_id"], unique=False)
