@@ -89,7 +89,9 @@ def test_make_demo_with_data_of_ones_own(tmp_path: Path) -> None:
 
 def test_make_serve_runs_until_interrupted(tmp_path: Path) -> None:
     """Like `make serve`, on a free port: 8000 may be taken where tests run."""
-    recipe = subprocess.run(["make", "-n", "serve"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    recipe = subprocess.run(
+        ["make", "--no-print-directory", "-n", "serve"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert recipe.splitlines()[-1].split() == [".venv/bin/modelwright", "up"]
     port = free_port()
     process = start("up", "--port", str(port), home=tmp_path, log=tmp_path / "log")
