@@ -71,7 +71,6 @@ def test_sigterm_stops_it_at_the_next_step_with_143(tmp_path: Path, base: Path) 
     assert not (tmp_path / "output" / "artifact").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux only")
 def test_it_dies_with_its_parent(tmp_path: Path, base: Path) -> None:
     endless = {"n_epochs": 1000, "learning_rate": 0.001}
     spec = write_spec(tmp_path, base, toys.text_rows(40), hyperparameters=endless)

@@ -4,6 +4,7 @@ Use `--pool=solo` or `threads`: the threads of a runtime do not survive a fork, 
 whenever it replaces a child. Knows nothing of how a consumer is made: a subclass says so in `build`.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -16,15 +17,12 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ha
     """Add a subclass with `app.steps["worker"].add(...)`."""
 
     requires = frozenset({"celery.worker.components:Pool"})
+    build: Callable[[], "Consumer"]
+    """A static method of the subclass: makes the consumer to run."""
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
         self.consumer: Consumer | None = None
-
-    @staticmethod
-    def build() -> "Consumer":
-        """The consumer to run."""
-        raise NotImplementedError("a subclass of InferenceStep says how its consumer is built")
 
     def start(self, parent: Any) -> None:
         del parent
