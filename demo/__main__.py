@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from openai import OpenAI
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -118,7 +119,7 @@ def _show_metrics(service: Service, name: str, rows: list[dict[str, Any]]) -> No
             )
     console.print(table)
     labels = Counter(str(row["label"]) for row in rows if "label" in row)
-    if labels and "majority_baseline" not in validation:
+    if labels and "majority_accuracy" not in validation:
         label, count = labels.most_common(1)[0]
         console.print(f"majority baseline: always {label!r} is right for {count / sum(labels.values()):.4f}")
     parity = version["parity"]
@@ -138,22 +139,24 @@ def _predict(service: Service, name: str, unseen: list[Any]) -> None:
             found = ", ".join(f"{x['label']} ({x['score']:.2f})" for x in output["labels"]) or "no label"
         else:
             found = ", ".join(f"{e['text']} = {e['label']}" for e in output["entities"]) or "no entities"
-        console.print(f"  {text[:90]!r:<50} -> [bold]{found}[/bold]", soft_wrap=True)
+        # The user's own text may hold brackets, which are no markup.
+        console.print(f"  {escape(f'{text[:90]!r:<50}')} -> [bold]{escape(found)}[/bold]", soft_wrap=True)
 
 
 def _what_next(service: Service, name: str) -> None:
     body = json.dumps({"model": name, "inputs": ["Do you like pasta?"]})
-    console.print("\nthe same by hand, while a service runs (`make serve` keeps one on port 8000):")
+    console.print("\nthe same by hand (this service stops now; `make serve` keeps one on port 8000, its key in var/):")
     console.print(
         f"  curl -s {service.url}/predict -H 'Authorization: Bearer '\"$(cat var/admin.key)\" "
         f"-H 'Content-Type: application/json' -d '{body}'",
         soft_wrap=True,
         markup=False,
     )
+    for what, path in {"API docs": "/docs", "OpenAPI": "/openapi.json", "metrics": "/metrics"}.items():
+        console.print(f"{what}: {service.url}{path}", soft_wrap=True)
     console.print(
-        f"API docs: {service.url}/docs   OpenAPI: {service.url}/openapi.json   metrics: {service.url}/metrics"
+        "try next: `make demo DATA=my.jsonl`, `make serve`, docs/api.md (LoRA, tagging, aliases)", soft_wrap=True
     )
-    console.print("try next: make demo DATA=my.jsonl   |   make serve   |   docs/api.md: LoRA, tagging, aliases")
 
 
 if __name__ == "__main__":
