@@ -2,7 +2,6 @@
 
 TRAINING_QUEUE = "modelwright.training"
 INFERENCE_CONTROL_QUEUE = "modelwright.inference.control"
-HOUSEKEEPING_QUEUE = "modelwright.housekeeping"
 
 RUN_JOB = "modelwright.run_job"
 """Celery message `{job_id}`: a doorbell. The row in Postgres is the truth."""

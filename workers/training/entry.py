@@ -7,7 +7,6 @@ no store.
 """
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
@@ -15,11 +14,11 @@ import traceback
 from pathlib import Path
 
 from app.contracts.training import Failed, TrainingSpec
+from app.core.process import die_with_parent
 from workers.training.errors import Stopped, TrainingFailed
 from workers.training.reporter import Reporter
 
 STOPPED = 128 + signal.SIGTERM
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("spec", type=Path, help="JSON file with a TrainingSpec")
     parser.add_argument("--messages-fd", type=int, default=1, help="file descriptor for messages (default: stdout)")
     options = parser.parse_args(arguments)
-    _die_with_parent()
+    die_with_parent(signal.SIGKILL)
     with os.fdopen(options.messages_fd, "w", encoding="utf-8", closefd=False) as stream:
         reporter = Reporter(stream)
         signal.signal(signal.SIGTERM, lambda *_: reporter.stop())
@@ -64,15 +63,6 @@ def _unexpected(error: Exception) -> Failed:
         advice = "lower batch_size or max_length, or raise gradient_accumulation_steps to keep the effective batch"
         return Failed(code="out_of_memory", message=f"memory ran out: {advice} ({text[:300]})")
     return Failed(code="internal_error", message=text[:1000])
-
-
-def _die_with_parent() -> None:
-    """Best effort, Linux only: the kernel kills this process when the thread that started it ends."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the call
-            os._exit(1)
 
 
 def _stay_offline() -> None:

@@ -9,8 +9,6 @@ from app.api.schemas.health import CheckObject, Readiness
 
 router = APIRouter(tags=["system"])
 
-PUBLIC_ROUTES = frozenset({"/", "/health/live", "/health/ready"})
-
 _FRONT = f"""<!doctype html><title>Modelwright</title>
 <h1>Modelwright {__version__}</h1>
 <p>Fine-tune, compress and serve transformer models on your own machines.</p>
