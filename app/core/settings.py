@@ -70,7 +70,29 @@ class Settings(BaseSettings):
     """How often a worker renews its lease, writes progress and looks for a cancel."""
 
     max_attempts: int = Field(3, gt=0)
-    """Runs of one job before it ends as `worker_lost`."""
+    """Runs of one job in a row that verified no new checkpoint, before it fails for good."""
+
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    """Seconds of training between checkpoints, where a job says nothing else."""
+
+    checkpoint_retention_days: float = Field(7.0, ge=0)
+    """Days for which an ended job's checkpoints are kept."""
+
+    hang_seconds: float = Field(1800.0, gt=0)
+    """A training process that says nothing for this long is killed and its job tried again."""
+
+    max_queued_jobs: int = Field(1000, gt=0)
+    """Unfinished jobs a key may have; `modelwright keys create --max-queued-jobs` sets another for one key."""
+
+    max_stored_bytes: int = Field(100 << 30, gt=0)
+    """Bytes of files a key may keep."""
+
+    max_trainings: int = Field(16, gt=0)
+    """Jobs of one key that run at once; the others wait while other keys' jobs go first."""
+
+    webhook_allow: str = ""
+    """Networks and ports that webhooks may reach although they are private or not 443, as `10.0.0.0/8:8443`, comma
+    between. All other private addresses are refused."""
 
     trainer_concurrency: int = Field(1, gt=0)
     """Jobs one trainer worker runs at once; each uses all cores, so more than 1 suits several GPUs only."""

@@ -51,6 +51,10 @@ class ApiKeyRow(Base):
     name: Mapped[str] = mapped_column(String(64))
     secret_sha256: Mapped[str] = mapped_column(String(64))
     scopes: Mapped[list[str]]
+    max_queued_jobs: Mapped[int | None]
+    """Quotas; None takes the setting of the same name."""
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_trainings: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
@@ -66,6 +70,8 @@ class FileRow(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     profile: Mapped[Json | None]
+    key_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    """Whose quota it counts against."""
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     expires_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
@@ -83,6 +89,7 @@ class UploadRow(Base):
     status: Mapped[str] = mapped_column(String(16), server_default="pending")
     file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     file_expires_after: Mapped[int | None]
+    key_id: Mapped[str | None] = mapped_column(String(32))
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     expires_at: Mapped[datetime]
 
@@ -109,6 +116,9 @@ class JobRow(Base):
     # What was asked for.
     task: Mapped[str] = mapped_column(String(64))
     base_model: Mapped[str] = mapped_column(String(256))
+    base_version: Mapped[str | None] = mapped_column(String(64))
+    """Id of the version that `base_model` named when the job was made: an alias may move meanwhile."""
+    from_checkpoint: Mapped[str | None] = mapped_column(String(64))
     model_name: Mapped[str] = mapped_column(String(64))
     suffix: Mapped[str | None] = mapped_column(String(64))
     seed: Mapped[int] = mapped_column(BigInteger)
@@ -116,21 +126,32 @@ class JobRow(Base):
     validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     test_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     request: Mapped[Json]
-    """The caller's extras: tuner, hyperparameters, early stopping, columns, row shape."""
+    """The caller's extras: tuner, hyperparameters, early stopping, checkpoints, columns, row shape."""
     metadata_: Mapped[Json | None] = mapped_column("metadata")
 
     # Where it stands.
     state: Mapped[str] = mapped_column(String(16), server_default="queued")
     phase: Mapped[str | None] = mapped_column(String(32))
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    """Runs so far."""
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    """Runs in a row, the present one included, that verified no new checkpoint; `max_attempts` bounds it."""
     max_attempts: Mapped[int]
     fence: Mapped[int] = mapped_column(server_default=text("0"))
+    adopted_fence: Mapped[int] = mapped_column(server_default=text("0"))
+    """Checkpoints that lie in the store under this fence or a lower one count only if a row names them."""
     owner: Mapped[str | None] = mapped_column(String(128))
     lease_until: Mapped[datetime | None]
+    claimed_at: Mapped[datetime | None]
+    run_after: Mapped[datetime | None]
+    """Not before: a retry that waits for a disk to be freed."""
     cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    pause_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    batch_halvings: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often the batch was halved, accumulation doubled, after memory ran out."""
     rung_at: Mapped[datetime | None]
     resolved: Mapped[Json | None]
-    """The recipe: every `auto` as the trainer chose it."""
+    """The recipe: every `auto` as the trainer chose it, threads, precision and attention kernel included."""
     progress: Mapped[Json | None]
     error: Mapped[Json | None]
     result_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
@@ -143,6 +164,7 @@ class JobRow(Base):
     __table_args__ = (
         Index("ix_jobs_created", "created_at", "id"),
         Index("ix_jobs_waiting", "state", "lease_until", postgresql_where=text("finished_at IS NULL")),
+        Index("ix_jobs_key", "key_id", "claimed_at"),
     )
 
 
@@ -160,6 +182,29 @@ class JobEventRow(Base):
     __table_args__ = (Index("ix_job_events_job", "job_id", "number"),)
 
 
+class CheckpointRow(Base):
+    """A verified checkpoint of a job; its files lie in the store under `key`."""
+
+    __tablename__ = "checkpoints"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    fence: Mapped[int]
+    step: Mapped[int]
+    reason: Mapped[str] = mapped_column(String(16))
+    """`interval`, `epoch` or `stop` (a pause, a worker's shutdown)."""
+    key: Mapped[str] = mapped_column(String(256))
+    """`checkpoints/<job>/<fence>/<step>`"""
+    digest: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    metrics: Mapped[Json]
+    ft_id: Mapped[str] = mapped_column(String(256), unique=True)
+    """The name under which it is served once exported."""
+    export_job: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (UniqueConstraint("job_id", "fence", "step"),)
+
+
 class ModelRow(Base):
     """A registry name. `name_key` makes it unique without regard to case."""
 
@@ -173,12 +218,13 @@ class ModelRow(Base):
 
 
 class VersionRow(Base):
-    """One immutable trained artifact. Only `deleted_at` ever changes."""
+    """One immutable trained artifact. Only `deleted_at` and `collected_at` ever change."""
 
     __tablename__ = "versions"
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
-    number: Mapped[int]
+    number: Mapped[int | None]
+    """None: an exported checkpoint, which answers to its `ft:` id alone."""
     ft_id: Mapped[str] = mapped_column(String(256), unique=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
     task: Mapped[str] = mapped_column(String(64))
@@ -196,6 +242,8 @@ class VersionRow(Base):
     code_version: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     deleted_at: Mapped[datetime | None]
+    collected_at: Mapped[datetime | None]
+    """When its bytes were removed from the store."""
     model: Mapped[ModelRow] = relationship(lazy="joined")
     __table_args__ = (UniqueConstraint("model_id", "number"),)
 
@@ -209,3 +257,68 @@ class AliasRow(Base):
     version_id: Mapped[str] = mapped_column(ForeignKey("versions.id"))
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW, onupdate=_NOW)
     version: Mapped[VersionRow] = relationship(lazy="joined")
+
+
+class CreationRow(Base):
+    """What a creating POST made: a retry with the same key, or of the same bytes, gets the same answer."""
+
+    __tablename__ = "creations"
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=True)
+    key_id: Mapped[str] = mapped_column(String(32))
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of method, path and body."""
+    answer: Mapped[str] = mapped_column(Text)
+    """The body of the first answer."""
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    __table_args__ = (
+        Index(
+            "uq_creations_key",
+            "key_id",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
+        Index("ix_creations_fingerprint", "key_id", "fingerprint", "created_at"),
+        Index("ix_creations_created", "created_at"),
+    )
+
+
+class WebhookEndpointRow(Base):
+    """Where events are sent. Signing needs the secret itself, so it is kept as it is."""
+
+    __tablename__ = "webhook_endpoints"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    url: Mapped[str] = mapped_column(String(2048))
+    event_types: Mapped[list[str]]
+    secret: Mapped[str] = mapped_column(String(128))
+    previous_secret: Mapped[str | None] = mapped_column(String(128))
+    """Signs too until `previous_until`, so that a receiver can change over."""
+    previous_until: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    deleted_at: Mapped[datetime | None]
+
+
+class WebhookDeliveryRow(Base):
+    """The outbox: one event for one endpoint, written in the transaction that ended the job."""
+
+    __tablename__ = "webhook_deliveries"
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=True)
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    event_id: Mapped[str] = mapped_column(String(64))
+    """The `webhook-id` header: the same in every retry."""
+    event_type: Mapped[str] = mapped_column(String(64))
+    subject: Mapped[str] = mapped_column(String(64))
+    """Id of the object it is about; deliveries about one object keep their order."""
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    next_attempt_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    last_error: Mapped[str | None] = mapped_column(Text)
+    finished_at: Mapped[datetime | None]
+    delivered: Mapped[bool] = mapped_column(server_default=text("false"))
+    __table_args__ = (
+        Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("finished_at IS NULL")),
+        Index("ix_webhook_deliveries_order", "endpoint_id", "subject", "number"),
+    )
