@@ -6,8 +6,9 @@ HOST_PYTHON ?= python3
 # The two ONNX Runtime packages overwrite each other: cpu or gpu, never both.
 DEVICE ?= cpu
 DATA ?=
+SEED ?= 1
 
-.PHONY: help install lint check test bench serve demo clean
+.PHONY: help install lint check test chaos bench serve demo clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 12
@@ -32,8 +33,11 @@ check: $(STAMP) ## format, lint, types and import contracts, without changing an
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test: $(STAMP) ## all tiers: unit, architecture, conformance, integration, e2e
+test: $(STAMP) ## all tiers: unit, architecture, conformance, integration, e2e, chaos
 	$(PY) -m pytest -n 2 --dist loadfile
+
+chaos: $(STAMP) ## the reliability promises under faults (an hour; writes docs/, SEED=1)
+	OMP_NUM_THREADS=1 $(PY) -m tests.chaos --seed $(SEED) --write docs/reliability.md
 
 bench: $(STAMP) ## training speed beside the stock Trainer (minutes; writes docs/)
 	$(PY) -m benchmarks.training --write docs/training-speed.md

@@ -13,7 +13,7 @@ from app import __version__
 from app.api import errors
 from app.api.deps import Services, declared_scope
 from app.api.middleware import DOCS_ASSETS, PUBLIC, Authentication, RequestContext
-from app.api.routes import files, fine_tuning, models, predictions, system
+from app.api.routes import files, fine_tuning, models, predictions, system, webhooks
 from app.auth.keys import KeyService
 from app.core.dataplane import DataPlane
 from app.core.errors import Unavailable
@@ -21,11 +21,13 @@ from app.core.metrics import GatewayMetrics
 from app.core.queue import Bell
 from app.core.settings import Settings, get_settings
 from app.registry.session import Database
+from app.services.checkpoints import CheckpointService
 from app.services.files import FileService
 from app.services.fine_tuning import FineTuningService
 from app.services.health import HealthService
 from app.services.models import ModelService
 from app.services.predictions import PredictionService
+from app.services.webhooks import WebhookService
 from model_store.store import Store
 
 _DESCRIPTION = """Fine-tune, compress and serve transformer models on your own machines.
@@ -45,14 +47,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     bell = Bell(settings.redis_url)
     metrics = GatewayMetrics()
     plane = DataPlane(settings.redis_url, settings, metrics.plane)
-    model_service = ModelService(database, settings)
+    checkpoints = CheckpointService(database, bell)
+    model_service = ModelService(database, checkpoints, settings)
     services = Services(
         settings=settings,
         keys=KeyService(database),
         files=FileService(database, Store(settings.store_path), settings),
         fine_tuning=FineTuningService(database, model_service, bell, settings),
+        checkpoints=checkpoints,
         models=model_service,
         predictions=PredictionService(plane, settings),
+        webhooks=WebhookService(database, settings),
         health=HealthService(database, plane),
         plane=plane,
         metrics=metrics,
@@ -80,7 +85,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key: `modelwright keys create`"))],
     )
     app.state.services = services
-    routers = (files.build(settings), fine_tuning.router, models.router, predictions.router, system.router)
+    routers = (
+        files.build(settings),
+        fine_tuning.router,
+        models.router,
+        predictions.router,
+        webhooks.router,
+        system.router,
+    )
     for router in routers:
         _refuse_undeclared(router)
         app.include_router(router)

@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -28,6 +28,15 @@ class Readable(Protocol):
     """Anything bytes can be read from."""
 
     def read(self, size: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing under a prefix."""
+
+    key: str
+    modified: float
+    """Unix seconds, by the clock of the host that wrote it."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,25 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """Files and folders right under `prefix`; those that are no keys were not put there by us."""
+        folder = self.path(prefix)
+        if not folder.is_dir():
+            return []
+        found = []
+        with os.scandir(folder) as scan:
+            for entry in scan:
+                key = f"{prefix}/{entry.name}"
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    if _KEY.fullmatch(key):
+                        found.append(Entry(key, entry.stat(follow_symlinks=False).st_mtime))
+        return found
+
+    def delete_empty(self, key: str) -> None:
+        """Remove a folder in which nothing lies any more."""
+        with suppress(OSError):
+            self.path(key).rmdir()
 
     def publish(self, key: str, folder: Path) -> Manifest:
         """Copy a sealed artifact to `key` and verify the copy; the manifest moves in last."""

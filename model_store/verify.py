@@ -1,14 +1,16 @@
-"""Is this folder the artifact that its digest names? Checked on every load. Knows no task and no runtime."""
+"""Is this folder what its digest says? Checked on every load, of artifacts and checkpoints. Knows no task."""
 
 import hashlib
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from app.contracts.manifest import MANIFEST_NAME, FileEntry, Manifest
+from app.contracts.manifest import MANIFEST_NAME, FileEntry, Manifest, Sealed
 from app.core.errors import ModelwrightError
 
 _MAX_MANIFEST_BYTES = 4 << 20
+S = TypeVar("S", bound=Sealed)
 
 
 class ArtifactCorrupt(ModelwrightError):
@@ -18,15 +20,21 @@ class ArtifactCorrupt(ModelwrightError):
 
 
 def verify_folder(folder: Path, digest: str) -> Manifest:
-    """The manifest of `folder`, once it and every file it names match `digest` (SHA-256, hex).
+    """The manifest of an artifact, once it and every file it names match `digest` (SHA-256, hex).
 
     Files that the manifest does not name are ignored. Raises `ArtifactCorrupt` with the file and both hashes.
     """
-    manifest = _manifest(folder)
+    return verify(folder, Manifest, digest)
+
+
+def verify(folder: Path, kind: type[S], digest: str | None = None) -> S:
+    """As `verify_folder`, for any sealed manifest; without a `digest`, against the one that it carries itself."""
+    manifest = _manifest(folder, kind)
+    expected = digest or manifest.digest
     for found, what in ((manifest.digest, "says"), (manifest.compute_digest(), "hashes to")):
-        if found != digest:
+        if found != expected:
             raise ArtifactCorrupt(
-                f"{MANIFEST_NAME} {what} {found or 'nothing'}, the version's row says {digest}: "
+                f"{MANIFEST_NAME} {what} {found or 'nothing'} where {expected} was sealed: "
                 "publish the version again or restore the file"
             )
     for name, entry in manifest.files.items():
@@ -34,13 +42,13 @@ def verify_folder(folder: Path, digest: str) -> Manifest:
     return manifest
 
 
-def _manifest(folder: Path) -> Manifest:
+def _manifest(folder: Path, kind: type[S]) -> S:
     try:
         with (folder / MANIFEST_NAME).open("rb") as file:
             data = file.read(_MAX_MANIFEST_BYTES + 1)
         if len(data) > _MAX_MANIFEST_BYTES:
             raise ArtifactCorrupt(f"{MANIFEST_NAME} is over {_MAX_MANIFEST_BYTES} bytes")
-        return Manifest.model_validate_json(data)
+        return kind.model_validate_json(data)
     except OSError as exc:
         raise ArtifactCorrupt(f"{MANIFEST_NAME} cannot be read: {exc.strerror}") from exc
     except ValidationError as exc:

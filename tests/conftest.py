@@ -22,7 +22,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("modelwright")
 
-TIERS = ("unit", "architecture", "conformance", "integration", "e2e")
+TIERS = ("unit", "architecture", "conformance", "integration", "e2e", "chaos")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -49,16 +49,16 @@ def _stop_jobs(**_: Any) -> None:
 
 
 @celery_app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]
-def run_job(job_id: str) -> None:
-    """The doorbell: somebody says that this job may be waiting."""
+def run_job(job_id: str) -> None:  # noqa: ARG001  (said for the log; whose turn it is, the table knows)
+    """The doorbell: somebody says that this job, at least, may be waiting."""
     from workers.context import get_context
-    from workers.lifecycle import run
+    from workers.lifecycle import run_waiting
 
-    run(job_id, get_context())
+    run_waiting(get_context())
 
 
 class TrainerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
-    """A trainer also reconciles (the bell may have been lost) and says that it is alive."""
+    """A trainer also does the chores: the bell may have been lost, a webhook is due, the store wants sweeping."""
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
@@ -68,8 +68,8 @@ class TrainerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has 
         return TRAINING_QUEUE in parent.app.amqp.queues.consume_from
 
     def start(self, parent: Any) -> None:
+        from workers.chores import start
         from workers.context import get_context
-        from workers.reconciler import start
 
         self._stop = start(get_context(), parent.hostname)
 

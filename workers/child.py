@@ -19,9 +19,14 @@ from app.core.logging import get_logger
 
 log = get_logger(__name__)
 
+ENTRY = "workers.training.entry"
+"""The module that a child runs."""
+STOPPED = 128 + signal.SIGTERM
+"""Its exit code when it ended because it was asked to."""
+
 
 class Child:
-    """One run of `python -m workers.training.entry`."""
+    """One run of `ENTRY`."""
 
     def __init__(self, spec: TrainingSpec, folder: Path) -> None:
         spec_file, self.log_file = folder / "spec.json", folder / "child.log"
@@ -32,7 +37,7 @@ class Child:
                 [
                     sys.executable,
                     "-m",
-                    "workers.training.entry",
+                    ENTRY,
                     str(spec_file),
                     "--messages-fd",
                     str(write_fd),
@@ -73,12 +78,14 @@ class Child:
             except Empty:
                 return found
 
-    def stop(self, grace_seconds: float = 5.0) -> None:
-        """SIGTERM, then SIGKILL: nothing of the child is left when this returns."""
+    def ask_to_stop(self) -> None:
+        """SIGTERM: it saves a checkpoint after the present step and ends."""
         self._process.send_signal(signal.SIGTERM)
-        if self.wait(grace_seconds) is None:
-            self._process.kill()
-            self.wait(10)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing of the child is left when this returns."""
+        self._process.kill()
+        self.wait(10)
 
     def last_words(self, size: int = 2000) -> str:
         """The end of what it printed, for the log."""

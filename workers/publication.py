@@ -1,15 +1,17 @@
 """From a finished child to a version: artifact into the store, then ONE transaction for version, files and job."""
 
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app import __version__
 from app.contracts.manifest import Manifest
 from app.contracts.training import Finished, TrainingSpec
-from app.core.ids import new_id
+from app.core.ids import ft_id, new_id
 from app.core.logging import get_logger
+from app.registry.checkpoints import CheckpointRepository
 from app.registry.jobs import JobRepository
+from app.registry.leases import LeaseRepository
 from app.registry.models import ModelRepository
 from app.registry.tables import FileRow, JobRow
 from model_store.store import Stored
@@ -24,13 +26,16 @@ class Staged:
 
     key: str
     manifest: Manifest
-    csv: FileRow
+    csv: FileRow | None
+    """None for an export, which takes no step."""
 
 
 def stage(job: JobRow, folder: Path, context: WorkerContext) -> Staged:
     """Copy artifact and step metrics into the store, under this attempt's fence."""
     key = f"artifacts/{job.id}/{job.fence}"
     manifest = context.store.publish(key, folder / "artifact")
+    if job.kind == "export":
+        return Staged(key, manifest, None)
     csv_id = new_id("file-")
     with (folder / "metrics.csv").open("rb") as source:
         stored = context.store.put(f"files/{csv_id}", source, limit=1 << 40)
@@ -42,40 +47,37 @@ def publish(job: JobRow, spec: TrainingSpec, finished: Finished, staged: Staged,
 
     Raises `Unavailable` when the database is away; it may be called again.
     """
-    manifest = staged.manifest
-    ft_id = f"ft:{_base_part(job.base_model)}:{context.settings.organization}:{job.model_name}:{secrets.token_hex(4)}"
+    manifest, name = staged.manifest, ft_id(job.base_model, context.settings.organization, job.model_name)
     with context.database.unit_of_work() as session:
-        jobs = JobRepository(session)
-        session.merge(staged.csv)
-        session.flush()
-        row = jobs.get(job.id, lock=True)
-        progress = ((row and row.progress) or {}) | {"percent": 100.0, "eta_seconds": 0}
-        published = jobs.end(
-            job.id,
-            job.fence,
-            "succeeded",
-            result_file=staged.csv.id,
-            fine_tuned_model=ft_id,
-            trained_tokens=finished.trained_tokens,
-            progress=progress,
-            error=None,
-        )
-        if not published:
-            session.rollback()
+        jobs, leases = JobRepository(session), LeaseRepository(session)
+        if not leases.holds(job.id, job.fence):
             log.warning("fence_moved_on")
             return
+        checkpoint = None
+        if job.kind == "export":
+            checkpoint = CheckpointRepository(session).get(job.from_checkpoint or "")
+            name = checkpoint.ft_id if checkpoint else name
+        values: dict[str, Any] = {"fine_tuned_model": name, "error": None}
+        if staged.csv is not None:
+            session.merge(staged.csv)
+            session.flush()
+            row = jobs.get(job.id)
+            progress = ((row and row.progress) or {}) | {"percent": 100.0, "eta_seconds": 0}
+            values |= {"result_file": staged.csv.id, "trained_tokens": finished.trained_tokens, "progress": progress}
+        leases.end(job.id, job.fence, "succeeded", **values)
         version = ModelRepository(session).publish(
             name=job.model_name,
             task=job.task,
+            numbered=job.kind != "export",
             values={
-                "ft_id": ft_id,
+                "ft_id": name,
                 "job_id": job.id,
                 "base_model": job.base_model,
                 "base_revision": spec.base_model_revision,
                 "artifact": staged.key,
                 "digest": manifest.digest,
                 "serving": manifest.serving.model_dump(mode="json"),
-                "metrics": finished.metrics,
+                "metrics": checkpoint.metrics if checkpoint else finished.metrics,
                 "datasets": _datasets(spec, finished),
                 "recipe": _recipe(spec, manifest),
                 "parity": finished.parity,
@@ -83,23 +85,11 @@ def publish(job: JobRow, spec: TrainingSpec, finished: Finished, staged: Staged,
                 "code_version": f"modelwright {__version__}",
             },
         )
-        name = f"{version.model.name}:{version.number}"
-        jobs.add_events(
-            job.id,
-            [
-                {
-                    "level": "info",
-                    "type": "message",
-                    "message": f"New model version {name} is ready, also as {ft_id}",
-                    "data": {"model": name, "fine_tuned_model": ft_id},
-                }
-            ],
-        )
-
-
-def _base_part(base: str) -> str:
-    """Ids of models trained from trained models must not grow with every generation."""
-    return base.split(":")[-2] if base.startswith("ft:") else base[:96]
+        if version.number is not None:
+            known = f"{version.model.name}:{version.number}"
+            message = f"New model version {known} is ready, also as {name}"
+            data = {"model": known, "fine_tuned_model": name}
+            jobs.add_events(job.id, [{"level": "info", "type": "message", "message": message, "data": data}])
 
 
 def _csv_row(csv_id: str, job: JobRow, stored: Stored) -> FileRow:
@@ -109,6 +99,7 @@ def _csv_row(csv_id: str, job: JobRow, stored: Stored) -> FileRow:
         purpose="fine-tune-results",
         bytes=stored.bytes,
         sha256=stored.sha256,
+        key_id=job.key_id,
     )
 
 

@@ -1,22 +1,33 @@
 """What routes ask for: the services wired in `app.main`, and the scope they declare."""
 
+import asyncio
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request, Response
 from fastapi.params import Depends as DependsParam
+from starlette.concurrency import run_in_threadpool
 
 from app.auth.keys import Caller, KeyService
 from app.contracts.scopes import Scope
+from app.core.creation import Creation, fingerprint
 from app.core.dataplane import DataPlane
+from app.core.errors import Unavailable
 from app.core.metrics import GatewayMetrics
 from app.core.settings import Settings
+from app.services.checkpoints import CheckpointService
 from app.services.files import FileService
 from app.services.fine_tuning import FineTuningService
 from app.services.health import HealthService
-from app.services.models import ModelService
+from app.services.models import ModelService, ServableVersion
 from app.services.predictions import PredictionService
+from app.services.webhooks import WebhookService
+
+# An export takes 6 to 10 s: the answer comes at most this much later.
+_EXPORT_POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -27,8 +38,10 @@ class Services:
     keys: KeyService
     files: FileService
     fine_tuning: FineTuningService
+    checkpoints: CheckpointService
     models: ModelService
     predictions: PredictionService
+    webhooks: WebhookService
     health: HealthService
     plane: DataPlane
     metrics: GatewayMetrics
@@ -46,6 +59,57 @@ def get_caller(request: Request) -> Caller:
 
 ServicesDep = Annotated[Services, Depends(get_services)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+def _bare_creation(
+    request: Request,
+    caller: CallerDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            pattern="^[ -~]+$",
+            description="Makes the call safe to send again: the same key and body get the first answer, for 48 hours.",
+        ),
+    ] = None,
+    x_stainless_retry_count: Annotated[str, Header(include_in_schema=False)] = "",
+) -> Creation:
+    # The stock client counts its retries here; a count that is no number says nothing.
+    is_retry = re.fullmatch("0*[1-9][0-9]*", x_stainless_retry_count) is not None
+    return Creation(caller.key_id, fingerprint(request.method, request.url.path), idempotency_key, is_retry)
+
+
+BareCreationDep = Annotated[Creation, Depends(_bare_creation)]
+"""A creating call whose route adds the body to the fingerprint: multipart boundaries differ between retries."""
+
+
+async def _creation(request: Request, bare: BareCreationDep) -> Creation:
+    return bare.of(await request.body())
+
+
+CreationDep = Annotated[Creation, Depends(_creation)]
+"""A creating call with a JSON body. Every POST that makes something hands one to its service."""
+
+
+def json_answer(text: str) -> Response:
+    """An answer rendered already: what was written down is sent, byte for byte."""
+    return Response(text, media_type="application/json")
+
+
+async def servable(services: Services, reference: str, timeout_ms: int | None) -> ServableVersion:
+    """The version that `reference` names; a checkpoint's first use waits, within the deadline, for its export."""
+    version = services.models.cached(reference)
+    until = time.monotonic() + (timeout_ms or services.settings.predict_timeout_ms) / 1000
+    while version is None:
+        try:
+            version = await run_in_threadpool(services.models.resolve, reference)
+        except Unavailable as exc:
+            if exc.code != "checkpoint_preparing" or time.monotonic() > until:
+                raise
+            await asyncio.sleep(_EXPORT_POLL_SECONDS)
+    return version
+
 
 SCOPE_ATTRIBUTE = "modelwright_scope"
 

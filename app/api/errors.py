@@ -7,18 +7,21 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from app.contracts.tuners import TUNERS
 from app.core import errors
 
-# The stock client retries 408, 409, 429 and 5xx, so a permanent refusal is 400, 401, 403 or 404.
+# The stock client retries 408, 409, 429 and 5xx, so a permanent refusal is another 4xx or says `x-should-retry: false`.
 STATUS: dict[type[errors.ModelwrightError], tuple[int, str]] = {
     errors.InvalidRequest: (400, "invalid_request_error"),
     errors.Unauthenticated: (401, "authentication_error"),
     errors.PermissionDenied: (403, "permission_error"),
     errors.NotFound: (404, "invalid_request_error"),
+    errors.IdempotencyKeyReused: (422, "invalid_request_error"),
+    errors.CreationInProgress: (409, "invalid_request_error"),
+    errors.QuotaExceeded: (429, "rate_limit_error"),
     errors.Overloaded: (429, "rate_limit_error"),
     errors.DeadlineExceeded: (503, "server_error"),
     errors.Unavailable: (503, "server_error"),
@@ -34,8 +37,9 @@ def envelope(message: str, kind: str, code: str | None, param: str | None) -> di
 def respond(exc: errors.ModelwrightError) -> JSONResponse:
     """The answer for one of our errors."""
     status, kind = next(STATUS[c] for c in type(exc).__mro__ if c in STATUS)
-    retry_after = getattr(exc, "retry_after", None)
-    headers = {"retry-after": str(retry_after)} if retry_after else {}
+    headers = {"retry-after": str(exc.retry_after)} if exc.retry_after else {}
+    if exc.should_retry is not None:
+        headers["x-should-retry"] = str(exc.should_retry).lower()
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(envelope(exc.message, kind, exc.code, exc.param), status, headers)
@@ -48,6 +52,7 @@ _UNION_MEMBER = re.compile(rf"constrained-|function-|.*\[|({'|'.join(TUNERS)}|st
 def install(app: FastAPI) -> None:
     """Answer our errors, validation errors and HTTP errors with one envelope; surprises, the middleware does."""
     app.add_exception_handler(errors.ModelwrightError, _ours)
+    app.add_exception_handler(errors.AlreadyCreated, _replay)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
 
@@ -55,6 +60,11 @@ def install(app: FastAPI) -> None:
 async def _ours(_request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, errors.ModelwrightError)
     return respond(exc)
+
+
+async def _replay(_request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, errors.AlreadyCreated)
+    return Response(exc.answer, headers={"idempotent-replayed": "true"}, media_type="application/json")
 
 
 async def _validation(_request: Request, exc: Exception) -> JSONResponse:

@@ -1,14 +1,18 @@
-"""API keys: made, checked, listed, revoked. The secret is shown once and kept only as its SHA-256."""
+"""API keys: made, checked, listed, revoked. The secret is shown once and kept only as its SHA-256.
+
+Quotas are set here; who creates or claims enforces them.
+"""
 
 import hashlib
 import hmac
 import re
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from app.contracts.scopes import SCOPES, Scope, allows
 from app.core.errors import InvalidRequest, NotFound, PermissionDenied, Unauthenticated
@@ -40,8 +44,32 @@ class Caller:
             )
 
 
+@dataclass(frozen=True)
+class Quotas:
+    """What a key may have at once; None takes the setting of the same name."""
+
+    max_queued_jobs: int | None = None
+    max_stored_bytes: int | None = None
+    max_trainings: int | None = None
+
+    def given(self) -> dict[str, int]:
+        """Those that are not None. Raises `InvalidRequest` for one below 1 or above what its column holds."""
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        for name, value in found.items():
+            most = 2**63 - 1 if name == "max_stored_bytes" else 2**31 - 1
+            if not 1 <= value <= most:
+                raise InvalidRequest(f"{name} is {value:,}; give 1 to {most:,}", param=name)
+        return found
+
+
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _found(row: ApiKeyRow | None, key_id: str) -> ApiKeyRow:
+    if row is None:
+        raise NotFound(f"no key {key_id!r}: `modelwright keys list` shows them")
+    return row
 
 
 class KeyService:
@@ -50,22 +78,24 @@ class KeyService:
         self._cache: dict[str, tuple[float, Caller]] = {}
         self._lock = Lock()
 
-    def create(self, name: str, scopes: list[str], expires_in_days: float | None = None) -> str:
+    def create(
+        self, name: str, scopes: list[str], expires_in_days: float | None = None, quotas: Quotas = Quotas()
+    ) -> str:
         """Make a key and return its text, the only time it is known."""
         key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
-        self._add(key_id, secret, name, scopes, expires_in_days)
+        expires = datetime.now(UTC) + timedelta(days=expires_in_days) if expires_in_days is not None else None
+        self._add(key_id, secret, name, scopes, expires_at=expires, **quotas.given())
         return f"mw_{key_id}_{secret}"
 
-    def _add(self, key_id: str, secret: str, name: str, scopes: list[str], days: float | None) -> None:
+    def _add(self, key_id: str, secret: str, name: str, scopes: list[str], **values: Any) -> None:
         unknown = [s for s in scopes if s not in SCOPES]
         if unknown or not scopes:
             raise InvalidRequest(f"unknown scope {', '.join(unknown) or '(none)'}: choose from {', '.join(SCOPES)}")
         if not 1 <= len(name) <= 64:
             raise InvalidRequest(f"the name has {len(name)} characters; give it 1 to 64")
-        expires = datetime.now(UTC) + timedelta(days=days) if days is not None else None
         with self._database.unit_of_work() as session:
             KeyRepository(session).add(
-                ApiKeyRow(id=key_id, name=name, secret_sha256=_digest(secret), scopes=scopes, expires_at=expires)
+                ApiKeyRow(id=key_id, name=name, secret_sha256=_digest(secret), scopes=scopes, **values)
             )
 
     def ensure_admin(self, home: Path, given: str | None = None) -> str | None:
@@ -82,7 +112,7 @@ class KeyService:
             with self._database.unit_of_work() as session:
                 known = KeyRepository(session).get(match[1]) is not None
             if not known:
-                self._add(match[1], match[2], "admin (given)", ["admin"], None)
+                self._add(match[1], match[2], "admin (given)", ["admin"])
             return None
         with self._database.unit_of_work() as session:
             if KeyRepository(session).any_working():
@@ -103,12 +133,18 @@ class KeyService:
         with self._database.unit_of_work() as session:
             return KeyRepository(session).all()
 
+    def update(self, key_id: str, quotas: Quotas, *, reset: bool = False) -> None:
+        """Set the quotas given; `reset` first puts all back to the settings. Raises `NotFound`."""
+        values: dict[str, int | None] = {**(asdict(Quotas()) if reset else {}), **quotas.given()}
+        with self._database.unit_of_work() as session:
+            row = _found(KeyRepository(session).get(key_id), key_id)
+            for name, value in values.items():
+                setattr(row, name, value)
+
     def revoke(self, key_id: str) -> None:
         """Raises `NotFound` for an id that no key has."""
         with self._database.unit_of_work() as session:
-            row = KeyRepository(session).get(key_id)
-            if row is None:
-                raise NotFound(f"no key {key_id!r}: `modelwright keys list` shows them")
+            row = _found(KeyRepository(session).get(key_id), key_id)
             row.revoked_at = row.revoked_at or datetime.now(UTC)
         with self._lock:
             self._cache.clear()

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from app.contracts.checkpoints import CheckpointPolicy
 from app.contracts.common import ColumnName, ModelId, ModelName, ObjectId, Strict
 from app.contracts.hyperparameters import EarlyStopping, Hyperparameters
 from app.contracts.tasks import TaskName
@@ -53,6 +54,10 @@ class FineTuningRequest(Strict):
     """Default: the task whose columns the training file has."""
     peft: Tuner = Field(default_factory=FullConfig)
     early_stopping: EarlyStopping | None = None
+    checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
+    """When the job saves itself, and how many of these it keeps."""
+    from_checkpoint: ObjectId | None = None
+    """Start from this checkpoint's weights, head included; `model`, `task` and `peft` as in the job that made it."""
     dataset: Annotated[dict[ColumnName, ColumnName], Field(max_length=8)] = Field(default_factory=dict)
     """field -> column, where the file names its columns otherwise."""
 

@@ -6,7 +6,7 @@ one number (kept on the version's row) vouches for the whole artifact.
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel
 
@@ -18,6 +18,22 @@ MANIFEST_NAME = "manifest.json"
 class FileEntry(BaseModel):
     sha256: str
     bytes: int
+
+
+class Sealed(BaseModel):
+    """A manifest that names every file beside it and carries its own digest."""
+
+    files: dict[str, FileEntry]
+    digest: str = ""
+
+    def compute_digest(self) -> str:
+        """SHA-256 (hex) of everything but `digest` itself."""
+        body = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def sealed(self) -> Self:
+        """A copy with its digest set."""
+        return self.model_copy(update={"digest": self.compute_digest()})
 
 
 class Serving(BaseModel):
@@ -36,21 +52,10 @@ class Serving(BaseModel):
     pad_token_id: int
 
 
-class Manifest(BaseModel):
+class Manifest(Sealed):
     """One artifact."""
 
     format: int = 1
     serving: Serving
-    files: dict[str, FileEntry]
     info: dict[str, Any] = {}
     """Recipe, parity and library versions, for people and for reproduction."""
-    digest: str = ""
-
-    def compute_digest(self) -> str:
-        """SHA-256 (hex) of everything but `digest` itself."""
-        body = self.model_dump(mode="json", exclude={"digest"})
-        return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-    def sealed(self) -> "Manifest":
-        """A copy with its digest set."""
-        return self.model_copy(update={"digest": self.compute_digest()})

@@ -8,11 +8,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from app.contracts.checkpoints import CheckpointPolicy, Reason
 from app.contracts.hyperparameters import EarlyStopping, Hyperparameters
 from app.contracts.tasks import TaskName
 from app.contracts.tuners import FullConfig, Tuner
 
 Split = Literal["train", "validation", "test"]
+FailureCode = Literal[
+    "invalid_dataset",
+    "diverged",
+    "out_of_memory",
+    "disk_full",
+    "parity_failed",
+    "base_model",
+    "checkpoint_corrupt",
+    "worker_error",
+    "internal_error",
+]
+"""What a child or its parent can say of a failure; `workers/outcomes.py` adds what an exit code tells."""
 
 
 class DatasetFile(BaseModel):
@@ -44,6 +57,19 @@ class TrainingSpec(BaseModel):
     seed: int
     output: str
     """Folder the child writes `artifact/` and `metrics.csv` into."""
+    checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
+    checkpoint_folder: str | None = None
+    """Where checkpoints are sealed, `step-<n>` each; None: none are saved."""
+    resume_from: str | None = None
+    """A verified checkpoint of this job to go on from."""
+    start_from: str | None = None
+    """A verified checkpoint whose weights this run starts with; optimizer and schedule start afresh."""
+    resolved: dict[str, Any] | None = None
+    """The `Resolved` of an earlier attempt: recipe, threads, precision and attention kernel stay as they were."""
+    batch_halvings: int = 0
+    """Halve the batch and double accumulation so often: memory ran out before."""
+    export_only: bool = False
+    """Train nothing: export the weights of `start_from`."""
 
 
 class Phase(BaseModel):
@@ -58,11 +84,15 @@ class Resolved(BaseModel):
 
     kind: Literal["resolved"] = "resolved"
     hyperparameters: dict[str, Any]
+    recipe: dict[str, Any]
+    """As `workers.training.recipe.Recipe` holds it, before any halving of the batch."""
     rows: dict[Split, int]
     labels: list[str]
     total_steps: int
     device: str
     threads: int
+    attention: str
+    """The attention kernel, as transformers names it."""
 
 
 class Step(BaseModel):
@@ -85,6 +115,17 @@ class Evaluation(BaseModel):
     epoch: float
     split: Split
     metrics: dict[str, float]
+
+
+class Checkpointed(BaseModel):
+    """A checkpoint lies sealed under `checkpoint_folder`."""
+
+    kind: Literal["checkpointed"] = "checkpointed"
+    folder: str
+    """Its name there."""
+    digest: str
+    step: int
+    reason: Reason
 
 
 class Note(BaseModel):
@@ -115,10 +156,12 @@ class Failed(BaseModel):
     """The child could not go on; it exits after saying this."""
 
     kind: Literal["failed"] = "failed"
-    code: Literal["invalid_dataset", "diverged", "out_of_memory", "parity_failed", "base_model", "internal_error"]
+    code: FailureCode
     message: str
     param: str | None = None
 
 
-ChildMessage = Annotated[Phase | Resolved | Step | Evaluation | Note | Finished | Failed, Field(discriminator="kind")]
+ChildMessage = Annotated[
+    Phase | Resolved | Step | Evaluation | Checkpointed | Note | Finished | Failed, Field(discriminator="kind")
+]
 CHILD_MESSAGE: TypeAdapter[ChildMessage] = TypeAdapter(ChildMessage)

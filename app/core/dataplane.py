@@ -189,7 +189,9 @@ class DataPlane:
             budget = deadline - time.time()
             if budget <= 0:
                 raise _expired(deadline - started, inputs)
-            _, left = await asyncio.wait(left, timeout=min(budget, LIVENESS))
+            # Until the last sighting is stale, whoever made it: a frozen Valkey is noticed within two seconds.
+            stale = self._seen_alive + LIVENESS - time.monotonic()
+            _, left = await asyncio.wait(left, timeout=min(budget, max(0.0, stale)))
             if left:
                 await self._require_worker()
 

@@ -6,9 +6,15 @@ ModelwrightError
 ├── Unauthenticated     no key, or one that does not work
 ├── PermissionDenied    the key lacks the scope
 ├── NotFound            no such object
+├── IdempotencyKeyReused  the Idempotency-Key stands for another body
+├── CreationInProgress  an equal creating call has not ended
 ├── Overloaded          try again in `retry_after` seconds
+├── QuotaExceeded       the key has all that it may have
+│   └── StorageQuotaExceeded  and time alone mends nothing
 ├── DeadlineExceeded    the answer would have come too late
 └── Unavailable         a server or worker we need is away
+
+AlreadyCreated          no error: the answer of an earlier call is the answer
 """
 
 
@@ -16,6 +22,9 @@ class ModelwrightError(Exception):
     """Base of all; `code` is the wire code, `param` the path of the field at fault."""
 
     default_code = "internal_error"
+    retry_after: int | None = None
+    should_retry: bool | None = None
+    """Overrules what clients conclude from the status; None leaves it to them."""
 
     def __init__(self, message: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -44,9 +53,29 @@ class NotFound(ModelwrightError):
     default_code = "not_found"
 
 
+class IdempotencyKeyReused(ModelwrightError):
+    default_code = "idempotency_key_reused"
+
+
+class CreationInProgress(ModelwrightError):
+    default_code = "idempotency_in_progress"
+    retry_after = 1
+    should_retry = True
+
+
 class Overloaded(ModelwrightError):
     default_code = "queue_full"
     retry_after = 1
+
+
+class QuotaExceeded(ModelwrightError):
+    default_code = "quota_exceeded"
+    retry_after: int | None = 60
+
+
+class StorageQuotaExceeded(QuotaExceeded):
+    retry_after = None
+    should_retry = False
 
 
 class DeadlineExceeded(ModelwrightError):
@@ -57,3 +86,11 @@ class DeadlineExceeded(ModelwrightError):
 class Unavailable(ModelwrightError):
     default_code = "unavailable"
     retry_after = 2
+
+
+class AlreadyCreated(Exception):
+    """Ends a creating call that was answered before; `answer` is the body of that answer."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__("answered before")
+        self.answer = answer

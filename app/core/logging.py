@@ -10,8 +10,8 @@ import structlog
 
 from app.core.settings import Settings
 
-# API keys and the password part of a URL must never reach a log line.
-_SECRETS = re.compile(r"mw_[0-9a-f]{16}_[A-Za-z0-9_-]{20,}|(?<=://)[^\s:/@]*:[^\s@/]+(?=@)")
+# API keys, webhook secrets and the password part of a URL must never reach a log line.
+_SECRETS = re.compile(r"mw_[0-9a-f]{16}_[A-Za-z0-9_-]{20,}|whsec_[A-Za-z0-9+/]{20,}=*|(?<=://)[^\s:/@]*:[^\s@/]+(?=@)")
 
 
 def mask(text: str) -> str:

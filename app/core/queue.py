@@ -5,6 +5,7 @@ blocked the stock client for over 40 s), and what it fails to say the reconciler
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore
 from typing import Any
 
 from celery import Celery
@@ -13,6 +14,9 @@ from app.contracts.queues import RUN_JOB, TRAINING_QUEUE
 from app.core.logging import get_logger
 
 log = get_logger(__name__)
+
+MAX_WAITING = 100
+"""Rings that wait for the thread: a frozen broker takes 2 s for each, so more would only be late."""
 
 BROKER_OPTIONS: dict[str, Any] = {
     "socket_timeout": 5,  # above the 1 s that the broker's own blocking pop waits
@@ -33,10 +37,14 @@ class Bell:
             task_ignore_result=True,
         )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="bell")
+        self._room = BoundedSemaphore(MAX_WAITING)
 
     def ring(self, job_id: str) -> None:
         """Return at once; the message goes out from a thread, or not at all."""
-        self._pool.submit(self.ring_now, job_id)
+        if self._room.acquire(blocking=False):
+            self._pool.submit(self.ring_now, job_id).add_done_callback(lambda _: self._room.release())
+        else:
+            log.warning("bell_not_rung", job_id=job_id, reason=f"{MAX_WAITING} wait")
 
     def ring_now(self, job_id: str) -> bool:
         """Send and say whether it was taken."""

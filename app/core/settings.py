@@ -2,10 +2,12 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.core.addresses import readable_allow
 
 MIB = 1 << 20
 
@@ -90,7 +92,7 @@ class Settings(BaseSettings):
     max_trainings: int = Field(16, gt=0)
     """Jobs of one key that run at once; the others wait while other keys' jobs go first."""
 
-    webhook_allow: str = ""
+    webhook_allow: Annotated[str, AfterValidator(readable_allow)] = ""
     """Networks and ports that webhooks may reach although they are private or not 443, as `10.0.0.0/8:8443`, comma
     between. All other private addresses are refused."""
 

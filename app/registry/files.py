@@ -56,7 +56,10 @@ class UploadRepository:
 
     def get(self, upload_id: str, *, lock: bool = False) -> UploadRow | None:
         query = select(UploadRow).where(UploadRow.id == upload_id)
-        return self.session.scalars(query.with_for_update() if lock else query).first()
+        if lock:
+            # Afresh: while this waited for the lock, its holder may have closed the upload.
+            query = query.with_for_update().execution_options(populate_existing=True)
+        return self.session.scalars(query).first()
 
     def parts(self, upload_id: str) -> list[UploadPartRow]:
         return list(self.session.scalars(select(UploadPartRow).where(UploadPartRow.upload_id == upload_id)))

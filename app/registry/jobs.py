@@ -1,18 +1,15 @@
-"""Rows of jobs and their events: the claim, the lease and the fence.
-
-Only the database's clock decides about leases. Every write of a worker carries its fence; a write that matches no
-row means that the job went to somebody else, and the worker must stop.
-"""
+"""Rows of jobs and their events. What a worker may write to a job it holds is in `leases.py`."""
 
 from typing import Any
 
-from sqlalchemy import func, insert, or_, select, text, update
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from app.registry.paging import page
 from app.registry.tables import JobEventRow, JobRow
+from app.registry.webhooks import WebhookRepository
 
-OPEN_STATES = ("queued", "running")
+OPEN_STATES = ("queued", "running", "paused")
 
 
 class JobRepository:
@@ -49,128 +46,32 @@ class JobRepository:
     def cancel(self, row: JobRow) -> None:
         """A waiting job ends at once; a running one is told at its worker's next heartbeat."""
         row.cancel_requested = True
-        if row.state == "queued":
+        if row.state in ("queued", "paused"):
             row.state, row.phase = "cancelled", None
             row.finished_at = self.session.scalar(select(func.clock_timestamp()))
+            if row.kind == "training":
+                WebhookRepository(self.session).announce(row.id, "fine_tuning.job.cancelled")
+
+    def pause(self, row: JobRow) -> None:
+        """A waiting job rests at once; a running one after its worker's next heartbeat and a checkpoint."""
+        if row.state == "queued":
+            row.state = "paused"
+        elif row.state == "running":
+            row.pause_requested, row.phase = True, "pausing"
+
+    def resume(self, row: JobRow) -> None:
+        """Back to the queue; a pause that was not carried out yet is forgotten."""
+        row.pause_requested = False
+        if row.state == "paused":
+            row.state, row.rung_at, row.failures = "queued", None, 0
 
     def unfinished_name(self, name: str) -> JobRow | None:
         """An unfinished job that will publish under `name` (case aside)."""
         return self.session.scalars(
-            select(JobRow).where(func.lower(JobRow.model_name) == name.lower(), JobRow.finished_at.is_(None))
+            select(JobRow).where(func.lower(JobRow.model_name) == name.lower(), JobRow.finished_at.is_(None)).limit(1)
         ).first()
-
-    # --- for the workers ---
-
-    def claim(self, job_id: str, owner: str, lease_seconds: float) -> JobRow | None:
-        """Take the job if nobody has it; None when there is nothing to do. Ten copies of a message start it once."""
-        now = func.clock_timestamp()
-        return self.session.scalars(
-            update(JobRow)
-            .where(
-                JobRow.id == job_id,
-                or_(JobRow.state == "queued", (JobRow.state == "running") & (JobRow.lease_until < now)),
-                JobRow.cancel_requested.is_(False),
-                JobRow.attempt < JobRow.max_attempts,
-            )
-            .values(
-                state="running",
-                phase="validating_files",
-                attempt=JobRow.attempt + 1,
-                fence=JobRow.fence + 1,
-                owner=owner,
-                lease_until=now + _seconds(lease_seconds),
-                started_at=func.coalesce(JobRow.started_at, now),
-            )
-            .returning(JobRow)
-        ).first()
-
-    def beat(self, job_id: str, fence: int, lease_seconds: float, values: dict[str, Any]) -> bool | None:
-        """Renew the lease and write progress. Returns whether a cancel waits; None when the fence moved on."""
-        return self.session.scalars(
-            self._fenced(job_id, fence)
-            .values(lease_until=func.clock_timestamp() + _seconds(lease_seconds), **values)
-            .returning(JobRow.cancel_requested)
-        ).first()
-
-    def end(self, job_id: str, fence: int, state: str, **values: Any) -> bool:
-        """Finish the job; False when the fence moved on and nothing was written."""
-        done = self.session.scalars(
-            self._fenced(job_id, fence)
-            .values(state=state, phase=None, finished_at=func.clock_timestamp(), lease_until=None, **values)
-            .returning(JobRow.id)
-        ).first()
-        return done is not None
-
-    def hand_back(self, job_id: str, fence: int, *, counted: bool) -> bool:
-        """Put the job back in the queue; unless `counted`, as when its worker shuts down, the attempt is free."""
-        done = self.session.scalars(
-            self._fenced(job_id, fence)
-            .values(
-                state="queued",
-                phase=None,
-                owner=None,
-                lease_until=None,
-                rung_at=None,
-                attempt=JobRow.attempt - (0 if counted else 1),
-            )
-            .returning(JobRow.id)
-        ).first()
-        return done is not None
 
     def add_events(self, job_id: str, events: list[dict[str, Any]]) -> None:
         """Each `{level, type, message, data}`."""
         if events:
             self.session.execute(insert(JobEventRow), [{"job_id": job_id, **e} for e in events])
-
-    # --- for the reconciler ---
-
-    def to_ring(self, again_after_seconds: float, limit: int = 100) -> list[str]:
-        """Jobs whose bell should ring (again): waiting ones, and running ones whose lease ran out."""
-        now = func.clock_timestamp()
-        quiet = func.coalesce(JobRow.rung_at, text("'-infinity'::timestamptz")) < now - _seconds(again_after_seconds)
-        chosen = (
-            select(JobRow.id)
-            .where(or_(JobRow.state == "queued", (JobRow.state == "running") & (JobRow.lease_until < now)), quiet)
-            .where(JobRow.cancel_requested.is_(False), JobRow.attempt < JobRow.max_attempts)
-            .with_for_update(skip_locked=True)
-            .limit(limit)
-            .scalar_subquery()
-        )
-        return list(
-            self.session.scalars(update(JobRow).where(JobRow.id.in_(chosen)).values(rung_at=now).returning(JobRow.id))
-        )
-
-    def end_lost(self) -> list[str]:
-        """End jobs whose worker is gone and that may not run again: cancelled, or out of attempts."""
-        now = func.clock_timestamp()
-        gone = (JobRow.state == "running") & (JobRow.lease_until < now)
-        ended = self.session.scalars(
-            update(JobRow)
-            .where(gone, JobRow.cancel_requested)
-            .values(state="cancelled", phase=None, finished_at=now, fence=JobRow.fence + 1)
-            .returning(JobRow.id)
-        ).all()
-        lost = self.session.scalars(
-            update(JobRow)
-            .where(gone, JobRow.cancel_requested.is_(False), JobRow.attempt >= JobRow.max_attempts)
-            .values(
-                state="failed",
-                phase=None,
-                finished_at=now,
-                fence=JobRow.fence + 1,
-                error={
-                    "code": "worker_lost",
-                    "message": "the worker was lost on every attempt: see its logs, then create the job again",
-                    "param": None,
-                },
-            )
-            .returning(JobRow.id)
-        ).all()
-        return [*ended, *lost]
-
-    def _fenced(self, job_id: str, fence: int) -> Any:
-        return update(JobRow).where(JobRow.id == job_id, JobRow.fence == fence, JobRow.state == "running")
-
-
-def _seconds(value: float) -> Any:
-    return func.make_interval(0, 0, 0, 0, 0, 0, value)

@@ -26,11 +26,13 @@ class ModelRepository:
         return page(self.session, select(ModelRow), ModelRow, after=after, limit=limit)
 
     def all_versions(self) -> list[VersionRow]:
-        query = select(VersionRow).where(VersionRow.deleted_at.is_(None))
+        query = select(VersionRow).where(VersionRow.deleted_at.is_(None), VersionRow.number.is_not(None))
         return list(self.session.scalars(query.order_by(VersionRow.created_at.desc())).unique())
 
     def versions(self, model_id: str, *, after: str | None, limit: int) -> tuple[list[VersionRow], bool]:
-        query = select(VersionRow).where(VersionRow.model_id == model_id, VersionRow.deleted_at.is_(None))
+        query = select(VersionRow).where(
+            VersionRow.model_id == model_id, VersionRow.deleted_at.is_(None), VersionRow.number.is_not(None)
+        )
         return page(self.session, query, VersionRow, after=after, limit=limit)
 
     def resolve(self, reference: str) -> VersionRow | None:
@@ -50,14 +52,17 @@ class ModelRepository:
             return alias.version
         if match[2]:
             return None
-        newest = live.where(VersionRow.model_id == model.id).order_by(VersionRow.number.desc()).limit(1)
-        return self.session.scalars(newest).first()
+        numbered = live.where(VersionRow.model_id == model.id, VersionRow.number.is_not(None))
+        return self.session.scalars(numbered.order_by(VersionRow.number.desc()).limit(1)).first()
 
     def version(self, version_id: str) -> VersionRow | None:
         return self.session.get(VersionRow, version_id)
 
-    def publish(self, *, name: str, task: str, values: dict[str, Any]) -> VersionRow:
-        """Add the next version under `name`, making the model on its first. Numbers count 1, 2, 3 without gaps."""
+    def publish(self, *, name: str, task: str, values: dict[str, Any], numbered: bool = True) -> VersionRow:
+        """Add the next version under `name`, making the model on its first. Numbers count 1, 2, 3 without gaps.
+
+        One that is not `numbered`, an exported checkpoint, answers to its `ft:` id alone.
+        """
         self.session.execute(
             insert(ModelRow)
             .values(id=new_id("model-"), name=name, name_key=name.lower(), task=task)
@@ -66,10 +71,10 @@ class ModelRepository:
         model_id, number = self.session.execute(
             update(ModelRow)
             .where(ModelRow.name_key == name.lower())
-            .values(last_version=ModelRow.last_version + 1)
+            .values(last_version=ModelRow.last_version + int(numbered))
             .returning(ModelRow.id, ModelRow.last_version)
         ).one()
-        row = VersionRow(id=new_id("ver-"), model_id=model_id, number=number, task=task, **values)
+        row = VersionRow(id=new_id("ver-"), model_id=model_id, number=number if numbered else None, task=task, **values)
         self.session.add(row)
         self.session.flush()
         return row

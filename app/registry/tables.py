@@ -247,6 +247,11 @@ class VersionRow(Base):
     model: Mapped[ModelRow] = relationship(lazy="joined")
     __table_args__ = (UniqueConstraint("model_id", "number"),)
 
+    @property
+    def label(self) -> str:
+        """`name:number`, or the `ft:` id of an exported checkpoint."""
+        return self.ft_id if self.number is None else f"{self.model.name}:{self.number}"
+
 
 class AliasRow(Base):
     """A movable pointer such as `production`."""

@@ -11,6 +11,7 @@ from app.core.settings import Settings
 from app.registry.models import ModelRepository
 from app.registry.session import Database
 from app.registry.tables import AliasRow, ModelRow, VersionRow
+from app.services.checkpoints import CheckpointService
 
 # An alias moved on another gateway is seen here after at most this long.
 _CACHE_SECONDS = 2.0
@@ -27,8 +28,8 @@ class ServableVersion:
 
 
 class ModelService:
-    def __init__(self, database: Database, settings: Settings) -> None:
-        self._database, self._settings = database, settings
+    def __init__(self, database: Database, checkpoints: CheckpointService, settings: Settings) -> None:
+        self._database, self._checkpoints, self._settings = database, checkpoints, settings
         self._cache: dict[str, tuple[float, ServableVersion]] = {}
         self._lock = Lock()
 
@@ -42,7 +43,7 @@ class ModelService:
     def resolve(self, reference: str) -> ServableVersion:
         """Raises `NotFound` for a name, alias, number or id that no ready version has."""
         row = self.version(reference)
-        found = ServableVersion(row.id, f"{row.model.name}:{row.number}", Serving.model_validate(row.serving))
+        found = ServableVersion(row.id, row.label, Serving.model_validate(row.serving))
         with self._lock:
             if len(self._cache) > 4096:
                 self._cache.clear()
@@ -60,6 +61,7 @@ class ModelService:
                     code="model_not_servable",
                     param="model",
                 )
+            self._checkpoints.prepare(reference)
             raise _unknown(reference)
         return row
 
@@ -120,7 +122,7 @@ class ModelService:
             for row in doomed:
                 if aliases := models.aliases_of(row.id):
                     raise InvalidRequest(
-                        f"{row.model.name}:{row.number} has the alias {', '.join(aliases)}: "
+                        f"{row.label} has the alias {', '.join(aliases)}: "
                         "move or delete the alias first",
                         code="version_aliased",
                         param="model",

@@ -16,10 +16,11 @@ from transformers import AutoModel
 from app.contracts import tasks as task_menu
 from app.contracts import tuners as tuner_menu
 from app.contracts.manifest import Manifest
-from app.contracts.training import Evaluation, Phase, Resolved, Step
+from app.contracts.training import Checkpointed, Evaluation, Phase, Resolved, Step
 from tests.conformance.conftest import EPOCHS, Case, read_messages
+from workers.training.errors import Stopped
 from workers.training.export import INPUTS
-from workers.training.job import fit
+from workers.training.job import fit, run
 from workers.training.models import TaskModel, build, open_base
 from workers.training.prepare import prepare
 from workers.training.reporter import Reporter
@@ -79,6 +80,76 @@ def test_the_same_seed_gives_the_same_losses_and_weights(case: Case) -> None:
     assert again == [m.train_loss for m in steps(case.messages)]
     for name, saved in load_file(case.artifact / "model.safetensors").items():
         assert torch.equal(model.state_dict()[name], saved), name
+
+
+class _StopsAtCheck(Reporter):
+    """Hears the parent's stop at its n-th look."""
+
+    def __init__(self, stream: io.StringIO, at: int) -> None:
+        super().__init__(stream)
+        self._left = at
+
+    def check(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.stop()
+        super().check()
+
+
+@pytest.mark.parametrize("stop_at", [5, 40])
+def test_a_resumed_run_ends_with_the_same_bits(case: Case, tmp_path: Path, stop_at: int) -> None:
+    spec = case.spec.model_copy(update={"checkpoint_folder": str(tmp_path), "output": str(tmp_path / "out")})
+    stream = io.StringIO()
+    with pytest.raises(Stopped):
+        run(spec, _StopsAtCheck(stream, stop_at))
+    told = read_messages(stream)
+    saved = [m for m in told if isinstance(m, Checkpointed)][-1]
+    resolved = next(m for m in told if isinstance(m, Resolved))
+    again = {"resume_from": str(tmp_path / saved.folder), "resolved": resolved.model_dump()}
+    stream = io.StringIO()
+    run(spec.model_copy(update=again), Reporter(stream))
+    assert steps(read_messages(stream))[0].step == saved.step + 1
+    assert (tmp_path / "out" / "artifact" / "model.safetensors").read_bytes() == (
+        case.artifact / "model.safetensors"
+    ).read_bytes()
+    assert (tmp_path / "out" / "metrics.csv").read_text() == (Path(case.spec.output) / "metrics.csv").read_text()
+
+
+def test_a_checkpoint_can_be_exported_and_started_from(case: Case, tmp_path: Path) -> None:
+    hyperparameters = case.spec.hyperparameters.model_copy(update={"n_epochs": 1})
+    one = case.spec.model_copy(
+        update={"hyperparameters": hyperparameters, "checkpoint_folder": str(tmp_path / "c"), "output": str(tmp_path)}
+    )
+    stream = io.StringIO()
+    run(one, Reporter(stream))
+    (saved,) = (m for m in read_messages(stream) if isinstance(m, Checkpointed))
+    start = {"start_from": str(tmp_path / "c" / saved.folder), "checkpoint_folder": None}
+    run(one.model_copy(update={**start, "export_only": True, "output": str(tmp_path / "export")}), Reporter(stream))
+    assert (tmp_path / "export" / "artifact" / "model.safetensors").read_bytes() == (
+        tmp_path / "artifact" / "model.safetensors"
+    ).read_bytes()
+    stream = io.StringIO()
+    run(one.model_copy(update={**start, "output": str(tmp_path / "further")}), Reporter(stream))
+    first, further = (steps(case.messages)[0], steps(read_messages(stream))[0])
+    assert further.train_loss < first.train_loss
+
+
+def test_half_the_batch_gives_the_same_losses(case: Case, tmp_path: Path) -> None:
+    """Nearly: sums in another order, and other random draws where there are any."""
+    quiet = case.spec.hyperparameters.model_copy(update={"n_epochs": 1, "word_dropout": 0.0})
+    losses = []
+    for halvings in (0, 1, 2):
+        stream = io.StringIO()
+        spec = case.spec.model_copy(update={"hyperparameters": quiet, "batch_halvings": halvings})
+        reporter = Reporter(stream)
+        job = prepare(spec, reporter)
+        assert job.effective.batch_size == 16 // 2**halvings
+        fit(job, reporter)
+        losses.append([s.train_loss for s in steps(read_messages(stream))])
+    assert len(losses[0]) == len(losses[1]) == len(losses[2])
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.5)
+    np.testing.assert_allclose(losses[2], losses[0], rtol=0.5)
 
 
 def test_another_seed_gives_other_losses(case: Case) -> None:

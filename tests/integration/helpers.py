@@ -5,6 +5,10 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 from httpx2 import Response
+from sqlalchemy import func, update
+
+from app.registry.session import Database
+from app.registry.tables import JobRow
 
 INTENTS = [{"text": f"{word} number {i}", "label": word} for i in range(6) for word in ("pay", "cancel")]
 TAGGED = [{"tokens": ["Ada", "in", "London"], "ner_tags": ["B-PER", "O", "B-LOC"]} for _ in range(6)]
@@ -39,3 +43,10 @@ def error(answer: Response, status: int) -> dict[str, Any]:
     assert set(found) == {"message", "type", "param", "code"}
     assert answer.headers["x-request-id"]
     return found
+
+
+def finish_all(database: Database) -> None:
+    """No job of another test waits."""
+    with database.unit_of_work() as session:
+        done = {"state": "cancelled", "finished_at": func.now()}
+        session.execute(update(JobRow).where(JobRow.finished_at.is_(None)).values(**done))

@@ -1,30 +1,38 @@
 """One attempt of a job by the trainer's parent, with a real child on a toy model: every way it can end."""
 
+import dataclasses
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from app.core.settings import Settings
+from app.registry.checkpoints import CheckpointRepository
 from app.registry.files import FileRepository
 from app.registry.jobs import JobRepository
+from app.registry.leases import LeaseRepository
+from app.registry.models import ModelRepository
 from app.registry.session import Database
-from app.registry.tables import FileRow, JobEventRow, JobRow, VersionRow
+from app.registry.tables import CheckpointRow, FileRow, JobEventRow, JobRow, VersionRow
 from app.services.profiling import profile_rows
 from model_store.store import Store
-from tests.integration.helpers import jsonl
+from tests.integration.helpers import finish_all, jsonl
 from tests.toys import build_toy_base, text_rows
-from workers import lifecycle
+from workers import checkpoints, lifecycle
 from workers.context import WorkerContext
+from workers.ledger import Ledger
 
 
 @pytest.fixture
 def context(database: Database, settings: Settings, tmp_path: Path) -> WorkerContext:
     assert settings.redis_url
+    finish_all(database)
     (tmp_path / "models").mkdir()
     build_toy_base(tmp_path / "models" / "toy")
     values = {"home": tmp_path / "home", "models": tmp_path / "models", "heartbeat_seconds": 0.1, "max_attempts": 2}
@@ -35,7 +43,15 @@ def context(database: Database, settings: Settings, tmp_path: Path) -> WorkerCon
 def make_job(context: WorkerContext) -> Callable[..., str]:
     """A queued job over stored rows."""
 
-    def make(name: str, rows: int = 60, epochs: int = 2, base: str = "toy", labels: int | None = None) -> str:
+    def make(
+        name: str,
+        *,
+        rows: int = 60,
+        epochs: int = 2,
+        base: str = "toy",
+        labels: int | None = None,
+        checkpoint: dict[str, Any] | None = None,
+    ) -> str:
         data = text_rows(rows)
         if labels == 0:  # text that no tokenizer keeps anything of
             data = [{**row, "text": "\u200b" * (i + 1)} for i, row in enumerate(data)]
@@ -71,6 +87,7 @@ def make_job(context: WorkerContext) -> Callable[..., str]:
                         "peft": {"type": "full"},
                         "hyperparameters": {"n_epochs": epochs},
                         "early_stopping": None,
+                        "checkpoint": checkpoint or {},
                         "dataset": {},
                     },
                     max_attempts=context.settings.max_attempts,
@@ -88,18 +105,22 @@ def job_row(context: WorkerContext, job_id: str) -> JobRow:
     return row
 
 
+def steps_of(row: JobRow) -> int:
+    return int((row.progress or {}).get("step", 0))
+
+
 def messages(context: WorkerContext, job_id: str) -> list[str]:
     with context.database.unit_of_work() as session:
         query = select(JobEventRow.message).where(JobEventRow.job_id == job_id).order_by(JobEventRow.number)
         return list(session.scalars(query))
 
 
-def when_training(context: WorkerContext, job_id: str, act: Callable[[], None]) -> threading.Thread:
-    """Do `act` once the job has taken a step; the thread that waits for it."""
+def when_training(context: WorkerContext, job_id: str, act: Callable[[], None], step: int = 1) -> threading.Thread:
+    """Do `act` once the job has taken so many steps; the thread that waits for it."""
     wait = threading.Event()
 
     def watch() -> None:
-        while not (job_row(context, job_id).progress or {}).get("step"):
+        while steps_of(job_row(context, job_id)) < step:
             wait.wait(0.05)
         act()
 
@@ -110,17 +131,17 @@ def when_training(context: WorkerContext, job_id: str, act: Callable[[], None]) 
 
 def test_a_job_becomes_a_version(context: WorkerContext, make_job: Callable[..., str]) -> None:
     job_id = make_job("becomes")
-    lifecycle.run(job_id, context)
+    lifecycle.run_waiting(context)
     row = job_row(context, job_id)
     assert (row.state, row.error) == ("succeeded", None)
     assert row.progress and row.progress["percent"] == 100.0
     assert row.resolved and row.resolved["total_steps"] == row.progress["total_steps"]
     said = messages(context, job_id)
-    assert said[0] == "Attempt 1 of 2 started"
+    assert said[0] == "Attempt 1 started"
     assert said[-1].startswith("New model version becomes:1 is ready")
     assert any(m.startswith(f"Step {row.progress['step']}/") for m in said)
-    assert not (context.settings.home / "work" / job_id).exists()
-    lifecycle.run(job_id, context)  # a second copy of the message finds nothing to do
+    assert not list((context.settings.home / "work").iterdir())
+    assert lifecycle.run_waiting(context) == 0  # a second copy of the message finds nothing to do
     with context.database.unit_of_work() as session:
         versions = list(session.scalars(select(VersionRow).where(VersionRow.job_id == job_id)).unique())
     assert [v.number for v in versions] == [1]
@@ -138,49 +159,188 @@ def test_a_cancel_stops_the_child(context: WorkerContext, make_job: Callable[...
             jobs.cancel(row)
 
     thread = when_training(context, job_id, cancel)
-    lifecycle.run(job_id, context)
+    lifecycle.run_waiting(context)
     thread.join()
     row = job_row(context, job_id)
     assert (row.state, row.error) == ("cancelled", None)
     assert messages(context, job_id)[-1] == "The job was cancelled"
 
 
-def test_a_stopping_worker_hands_its_job_back(
+def kill_child(job_id: str, sig: signal.Signals = signal.SIGKILL) -> None:
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if job_id in (entry / "cmdline").read_text():
+                os.kill(int(entry.name), sig)
+        except OSError:
+            continue
+
+
+def weights(context: WorkerContext, job_id: str) -> bytes:
+    with context.database.unit_of_work() as session:
+        version = session.scalars(select(VersionRow).where(VersionRow.job_id == job_id)).unique().one()
+    return context.store.path(version.artifact).joinpath("model.safetensors").read_bytes()
+
+
+def table(context: WorkerContext, job_id: str) -> str:
+    return context.store.path(f"files/{job_row(context, job_id).result_file}").read_text()
+
+
+LONG = {"epochs": 30, "checkpoint": {"every_steps": 4, "keep": 2}}
+
+
+def test_a_stopped_paused_and_killed_job_ends_with_the_same_bits(
     context: WorkerContext, make_job: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    whole = make_job("whole", **LONG)
+    lifecycle.run_waiting(context)
+    job_id = make_job("broken", **LONG)
+
     monkeypatch.setattr(lifecycle, "stopping", threading.Event())
-    job_id = make_job("handed-back", epochs=1000)
     thread = when_training(context, job_id, lifecycle.stopping.set)
-    lifecycle.run(job_id, context)
+    lifecycle.run_waiting(context)
     thread.join()
     row = job_row(context, job_id)
-    assert (row.state, row.attempt, row.owner) == ("queued", 0, None)
+    assert (row.state, row.attempt, row.failures, row.owner) == ("queued", 1, 0, None)
+    lifecycle.stopping.clear()
 
-
-def test_a_killed_child_is_tried_again_and_then_given_up(context: WorkerContext, make_job: Callable[..., str]) -> None:
-    job_id = make_job("killed", epochs=1000)
-
-    def kill() -> None:
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if job_id in (entry / "cmdline").read_text():
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except OSError:
-                continue
-
-    thread = when_training(context, job_id, kill)
-    lifecycle.run(job_id, context)
+    thread = when_training(context, job_id, lambda: kill_child(job_id), step=steps_of(row) + 5)
+    held = context.training_slots.acquire()
+    claimed = lifecycle._claim(context, ("training",))
+    assert held and claimed is not None
+    lifecycle.run(claimed, context)
+    context.training_slots.release()
     thread.join()
-    assert (job_row(context, job_id).state, job_row(context, job_id).attempt) == ("queued", 1)
+    row = job_row(context, job_id)
+    assert (row.state, row.attempt) == ("queued", 2)
+
+    def pause() -> None:
+        with context.database.unit_of_work() as session:
+            jobs = JobRepository(session)
+            found = jobs.get(job_id, lock=True)
+            assert found is not None
+            jobs.pause(found)
+
+    thread = when_training(context, job_id, pause, step=steps_of(row) + 5)
+    lifecycle.run_waiting(context)
+    thread.join()
+    assert job_row(context, job_id).state == "paused"
+    with context.database.unit_of_work() as session:  # exported in the same breath, by the worker that was free
+        kept = CheckpointRepository(session).of(job_id)
+        export = ModelRepository(session).resolve(kept[0].ft_id)
+        jobs = JobRepository(session)
+        found = jobs.get(job_id, lock=True)
+        assert found is not None
+        jobs.resume(found)
+    assert kept[0].reason in ("stop", "epoch") and len(kept) == 2
+    assert export is not None and export.number is None and export.label == kept[0].ft_id
+
+    lifecycle.run_waiting(context)
+    row = job_row(context, job_id)
+    assert (row.state, row.attempt) == ("succeeded", 4)
+    assert weights(context, job_id) == weights(context, whole)
+    assert table(context, job_id) == table(context, whole)
+    resumed = [m for m in messages(context, job_id) if m.startswith("Resumed after step")]
+    assert len(resumed) == 3
+
+
+def test_a_corrupt_checkpoint_is_passed_over(context: WorkerContext, make_job: Callable[..., str]) -> None:
+    whole = make_job("sound", **LONG)
+    lifecycle.run_waiting(context)
+    job_id = make_job("corrupt", **LONG)
+    thread = when_training(context, job_id, lambda: kill_child(job_id), step=12)
+    claimed = lifecycle._claim(context, ("training",))
+    assert claimed is not None
+    lifecycle.run(claimed, context)
+    thread.join()
+    with context.database.unit_of_work() as session:
+        newest, before = CheckpointRepository(session).of(job_id)
+    damaged = context.store.path(newest.key) / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    lifecycle.run_waiting(context)
+    said = messages(context, job_id)
+    assert any(m.startswith(f"The checkpoint at step {newest.step} is corrupt") for m in said)
+    assert f"Resumed after step {before.step}" in said
+    assert weights(context, job_id) == weights(context, whole)
+
+
+def test_without_a_sound_checkpoint_the_job_fails_and_says_so(
+    context: WorkerContext, make_job: Callable[..., str]
+) -> None:
+    job_id = make_job("rotten", **LONG)
+    thread = when_training(context, job_id, lambda: kill_child(job_id), step=12)
+    claimed = lifecycle._claim(context, ("training",))
+    assert claimed is not None
+    lifecycle.run(claimed, context)
+    thread.join()
+    for manifest in context.store.path(f"checkpoints/{job_id}").rglob("manifest.json"):
+        manifest.write_text(manifest.read_text().replace("train_loss", "train_l0ss"))
+    lifecycle.run_waiting(context)
+    row = job_row(context, job_id)
+    assert (row.state, row.error and row.error["code"]) == ("failed", "checkpoint_corrupt")
+
+
+def test_a_checkpoint_that_nobody_told_of_is_adopted(context: WorkerContext, make_job: Callable[..., str]) -> None:
+    """Its worker died between sealing and telling; what it seals after the next claim is never looked at."""
+    job_id = make_job("untold", **LONG)
+    thread = when_training(context, job_id, lambda: kill_child(job_id), step=12)
+    claimed = lifecycle._claim(context, ("training",))
+    assert claimed is not None
+    lifecycle.run(claimed, context)
+    thread.join()
+    with context.database.unit_of_work() as session:
+        rows = CheckpointRepository(session).of(job_id)
+        session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job_id))
+    claimed = lifecycle._claim(context, ("training",))
+    assert claimed is not None
+    checkpoints.adopt(claimed, Ledger(), context)
+    with context.database.unit_of_work() as session:
+        assert [r.key for r in CheckpointRepository(session).of(job_id)] == [r.key for r in rows]
+    stale = context.store.path(rows[0].key)
+    shutil.copytree(stale, stale.with_name("step-00000999"))
+    with context.database.unit_of_work() as session:
+        LeaseRepository(session).hand_back(job_id, claimed.fence, counted=True)
+    claimed = lifecycle._claim(context, ("training",))
+    assert claimed is not None
+    checkpoints.adopt(claimed, Ledger(), context)
+    with context.database.unit_of_work() as session:
+        assert len(CheckpointRepository(session).of(job_id)) == len(rows)
+        LeaseRepository(session).end(job_id, claimed.fence, "failed")
+
+
+def test_a_child_that_is_always_killed_is_given_up(context: WorkerContext, make_job: Callable[..., str]) -> None:
+    job_id = make_job("killed", epochs=1000, checkpoint={"every_seconds": 3600, "every_steps": 1_000_000})
+    context = dataclasses.replace(context, settings=context.settings)
+    stop = threading.Event()
+
+    def keep_killing() -> None:
+        while not stop.wait(0.2):
+            kill_child(job_id)
+
+    thread = threading.Thread(target=keep_killing)
+    thread.start()
+    assert lifecycle.run_waiting(context) == 2
+    stop.set()
+    thread.join()
+    row = job_row(context, job_id)
+    assert (row.state, row.attempt, row.error and row.error["code"]) == ("failed", 2, "worker_lost")
+
+
+def test_a_child_that_hangs_is_killed_and_said_to_have_hung(
+    context: WorkerContext, make_job: Callable[..., str]
+) -> None:
+    job_id = make_job("hangs", epochs=1000)
+    settings = context.settings.model_copy(update={"hang_seconds": 3.0, "max_attempts": 1})
     with context.database.unit_of_work() as session:
         row = JobRepository(session).get(job_id)
         assert row is not None
-        row.progress = None
-    thread = when_training(context, job_id, kill)
-    lifecycle.run(job_id, context)
+        row.max_attempts = 1
+    thread = when_training(context, job_id, lambda: kill_child(job_id, signal.SIGSTOP), step=40)
+    with context.database.unit_of_work() as session:
+        row = JobRepository(session).get(job_id)
+    lifecycle.run_waiting(dataclasses.replace(context, settings=settings))
     thread.join()
-    row = job_row(context, job_id)
-    assert (row.state, row.error and row.error["code"]) == ("failed", "worker_lost")
+    said = messages(context, job_id)
+    assert any("said nothing for 3 s" in m for m in said)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +354,7 @@ def test_what_only_the_trainer_can_find_fails_with_its_reason(  # noqa: PLR0917 
     context: WorkerContext, make_job: Callable[..., str], name: str, options: dict[str, object], code: str, words: str
 ) -> None:
     job_id = make_job(name, **options)
-    lifecycle.run(job_id, context)
+    lifecycle.run_waiting(context)
     row = job_row(context, job_id)
     assert row.state == "failed" and row.error is not None
     assert row.error["code"] == code

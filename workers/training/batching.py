@@ -6,6 +6,7 @@ padding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,20 @@ def training_batches(lengths: Sequence[int], batch_size: int, seed: Sequence[int
         part = part[np.argsort(-sizes[part], kind="stable")]
         batches.extend(part[i : i + batch_size] for i in range(0, len(part), batch_size))
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def steps_of(
+    batches: Sequence[npt.NDArray[np.int64]], accumulation: int, parts: int
+) -> list[list[tuple[int, int, npt.NDArray[np.int64]]]]:
+    """Batches grouped into optimizer steps, each batch cut into at most `parts`: (batch, part, rows) each.
+
+    Cutting keeps which rows a step sees, so a run may go on with smaller parts from a checkpoint made with larger.
+    """
+    cut = [
+        [(number, part, rows) for part, rows in enumerate(np.array_split(batch, parts)) if len(rows)]
+        for number, batch in enumerate(batches)
+    ]
+    return [list(chain(*cut[i : i + accumulation])) for i in range(0, len(cut), accumulation)]
 
 
 def evaluation_batches(lengths: Sequence[int], tokens: int = 8192) -> list[npt.NDArray[np.int64]]:

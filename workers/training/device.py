@@ -8,13 +8,13 @@ import os
 import torch
 
 
-def prepare(seed: int) -> tuple[torch.device, int]:
+def prepare(seed: int, threads: int | None) -> tuple[torch.device, int]:
     """Seed, fix thread count and algorithms; returns the device and its CPU threads.
 
-    Threads are all cores of this process, or `OMP_NUM_THREADS`: another count sums in another order, and
-    gives other last bits.
+    Without `threads`, all cores of this process, or `OMP_NUM_THREADS`: another count sums in another order, and
+    gives other last bits, so a later attempt gives the first one's.
     """
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    threads = threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     cuda = torch.cuda.is_available()

@@ -7,6 +7,7 @@ no store.
 """
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from app.core.process import die_with_parent
 from workers.training.errors import Stopped, TrainingFailed
 from workers.training.reporter import Reporter
 
-STOPPED = 128 + signal.SIGTERM
+STOPPED = 128 + signal.SIGTERM  # what `workers/child.py` takes for a stop
 
 
 def main(arguments: list[str]) -> int:
@@ -62,6 +63,8 @@ def _unexpected(error: Exception) -> Failed:
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
         advice = "lower batch_size or max_length, or raise gradient_accumulation_steps to keep the effective batch"
         return Failed(code="out_of_memory", message=f"memory ran out: {advice} ({text[:300]})")
+    if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in text:
+        return Failed(code="disk_full", message=f"the disk is full: free space under MODELWRIGHT_HOME ({text[:300]})")
     return Failed(code="internal_error", message=text[:1000])
 
 

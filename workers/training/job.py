@@ -3,7 +3,7 @@
 Puts the parts together; each part's own file knows how.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +15,18 @@ from app.contracts.manifest import Serving
 from app.contracts.tasks import TASKS as TASK_MENU
 from app.contracts.training import Finished, Split, TrainingSpec
 from workers.training import device, export
-from workers.training.batching import Batch, training_batches
+from workers.training.batching import Batch, steps_of, training_batches
+from workers.training.checkpoints import Checkpoints
 from workers.training.embeddings import restore_table, train_used_rows
 from workers.training.evaluation import collate, evaluate
-from workers.training.loop import Trained, train
+from workers.training.loop import Steps, Trained, train
 from workers.training.masking import mask_tokens
 from workers.training.models import TaskModel, build
 from workers.training.objectives.supervised import Supervised
 from workers.training.parity import check_parity
 from workers.training.prepare import Job, prepare
 from workers.training.reporter import Reporter
+from workers.training.weights import start_from
 
 
 def run(spec: TrainingSpec, reporter: Reporter) -> None:
@@ -34,11 +36,16 @@ def run(spec: TrainingSpec, reporter: Reporter) -> None:
     reporter.emit(job.resolved())
     output = Path(spec.output)
     output.mkdir(parents=True, exist_ok=True)
-    with reporter.table(output / "metrics.csv", TASK_MENU[spec.task].metrics):
-        reporter.phase("training")
-        model, trained = fit(job, reporter)
-    reporter.phase("evaluating")
-    metrics = measure(job, model, trained, reporter)
+    trained, metrics = Trained(0, 0, 0, 0.0, None), {}
+    if spec.export_only:
+        model = start(job)
+        job.tuner.merge(model)
+    else:
+        with reporter.table(output / "metrics.csv", TASK_MENU[spec.task].metrics):
+            reporter.phase("training")
+            model, trained = fit(job, reporter)
+        reporter.phase("evaluating")
+        metrics = measure(job, model, trained, reporter)
     reporter.phase("exporting")
     parity = publish(job, model, output / "artifact", reporter)
     reporter.emit(
@@ -53,25 +60,35 @@ def run(spec: TrainingSpec, reporter: Reporter) -> None:
     )
 
 
+def start(job: Job) -> TaskModel:
+    """The model before its first step: the base's weights, or a checkpoint's, under the tuner."""
+    model = build(job.base, len(job.task.labels), pooled=job.task.pooled, attention=job.attention)
+    job.tuner.attach(model)
+    if job.spec.start_from:
+        start_from(model, Path(job.spec.start_from))
+    return model
+
+
 def fit(job: Job, reporter: Reporter) -> tuple[TaskModel, Trained]:
     """The trained model, a plain module again."""
-    plan, features = job.plan, job.features
-    model = build(job.base, len(job.task.labels), pooled=job.task.pooled)
-    job.tuner.attach(model)
+    plan, features = job.effective, job.features
+    model = start(job)
     mask = job.mask_token_id()
     train_used_rows(model, {mask, *(i for f in features for i in f.ids)})
     balanced = plan.class_weights == "balanced"
     criterion = job.task.criterion(features, balanced=balanced, smoothing=plan.label_smoothing_factor)
     objective = Supervised(model, criterion, plan, job.device)
 
-    def micro_batches(epoch: int) -> Sequence[Callable[[], Batch]]:
-        batches = training_batches([len(f.ids) for f in features], plan.batch_size, (job.spec.seed, epoch))
+    def steps(epoch: int) -> Steps:
+        batches = training_batches([len(f.ids) for f in features], job.plan.batch_size, (job.spec.seed, epoch))
+        accumulation = job.plan.gradient_accumulation_steps
+        parts = plan.gradient_accumulation_steps // accumulation
 
-        def batch(number: int) -> Batch:
-            plain = collate(job.task, [features[i] for i in batches[number]], job.base.pad_token_id)
-            return mask_tokens(plain, plan.word_dropout, mask, (job.spec.seed, epoch, number))
+        def batch(number: int, part: int, rows: Iterable[int]) -> Batch:
+            plain = collate(job.task, [features[i] for i in rows], job.base.pad_token_id)
+            return mask_tokens(plain, plan.word_dropout, mask, (job.spec.seed, epoch, number, part))
 
-        return [partial(batch, number) for number in range(len(batches))]
+        return [[partial(batch, *piece) for piece in step] for step in steps_of(batches, accumulation, parts)]
 
     def validate() -> dict[str, float]:
         return _evaluate(job, model, "validation", objective.logits, reporter)[0]
@@ -80,10 +97,11 @@ def fit(job: Job, reporter: Reporter) -> tuple[TaskModel, Trained]:
     trained = train(
         objective=objective,
         recipe=plan,
-        micro_batches=micro_batches,
+        steps=steps,
         validate=validate if "validation" in job.splits else None,
         metric=job.metric,
         early_stopping=job.spec.early_stopping,
+        checkpoints=Checkpoints(job.spec, job.resolved(), reporter),
         reporter=reporter,
     )
     restore_table(model)
@@ -142,13 +160,14 @@ def _info(job: Job, parity: dict[str, float]) -> dict[str, Any]:
         "base_model": spec.base_model,
         "base_model_revision": spec.base_model_revision,
         "recipe": {
-            "hyperparameters": job.plan.hyperparameters(),
+            "hyperparameters": job.effective.hyperparameters(),
             "peft": spec.tuner.model_dump(),
             "early_stopping": spec.early_stopping.model_dump() if spec.early_stopping else None,
             "columns": spec.columns,
             "seed": spec.seed,
             "device": device.describe(job.device),
             "threads": job.threads,
+            "attention": job.attention,
         },
         "datasets": {split: file.sha256 for split, file in spec.datasets.items()},
         "parity": parity,

@@ -1,39 +1,54 @@
-"""The one training loop: epochs, evaluation, the best epoch kept, early stopping, progress.
+"""The one training loop: epochs, evaluation, the best epoch kept, early stopping, checkpoints, progress.
 
 Knows objectives, batches and metrics by their interfaces only: nothing here asks which task or tuner it
-serves.
+serves, and nothing here needs torch.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
 
-from torch import Tensor
-
+from app.contracts.checkpoints import Reason
 from app.contracts.hyperparameters import EarlyStopping
 from app.contracts.training import Step
-from workers.training.batching import Batch
-from workers.training.errors import TrainingFailed
+from workers.training.checkpoints import Checkpoints
+from workers.training.errors import Stopped, TrainingFailed
 from workers.training.recipe import Recipe
 from workers.training.reporter import Reporter
+
+if TYPE_CHECKING:
+    from workers.training.batching import Batch
 
 FLUSH_SECONDS = 0.2
 """Losses are read from the device this often at most: reading one waits for the device to finish."""
 
+Steps = Sequence[Sequence[Callable[[], "Batch"]]]
+"""An epoch's optimizer steps; each is its micro-batches, built when called."""
+
 
 class Objective(Protocol):
-    """Owns one optimizer step and the state that it changes."""
+    """Owns one optimizer step and all state that steps change."""
 
     @property
     def learning_rate(self) -> float: ...
 
-    def step(self, micro_batches: Sequence[Batch]) -> Tensor: ...
+    def step(self, micro_batches: "Sequence[Batch]") -> SupportsFloat:
+        """Update once; the loss may still be on its way from the device."""
 
-    def state(self) -> dict[str, Tensor]: ...
+    def keep(self) -> None:
+        """Remember the present weights as the best so far."""
 
-    def restore(self, state: dict[str, Tensor]) -> None: ...
+    def restore(self) -> None:
+        """Go back to the weights that `keep` remembered last; without any, do nothing."""
+
+    def save(self, folder: Path) -> None:
+        """Write everything that later steps depend on, the kept weights included."""
+
+    def load(self, folder: Path) -> None:
+        """Put back what `save` wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,39 +67,99 @@ def train(
     *,
     objective: Objective,
     recipe: Recipe,
-    micro_batches: Callable[[int], Sequence[Callable[[], Batch]]],
+    steps: Callable[[int], Steps],
     validate: Callable[[], dict[str, float]] | None,
     metric: str,
     early_stopping: EarlyStopping | None,
+    checkpoints: Checkpoints,
     reporter: Reporter,
 ) -> Trained:
     """Train for the recipe's epochs and leave the best epoch's weights in the objective.
 
-    `micro_batches(epoch)` gives that epoch's batches, each built when it is called; `metric` (higher is
-    better, but for `loss`) picks the best epoch, the later of equals. Raises `TrainingFailed` (`diverged`)
-    when the loss is not finite, `Stopped` when the parent asked.
+    `steps(epoch)` gives that epoch's steps, the same each time it is asked; `metric` (higher is better, but for
+    `loss`) picks the best epoch, the later of equals. Raises `TrainingFailed` (`diverged`) when the loss is not
+    finite, `Stopped`, after a checkpoint, when the parent asked.
     """
-    progress = _Progress(objective, recipe, reporter)
-    best = _Best(metric, early_stopping)
-    for epoch in range(1, recipe.n_epochs + 1):
-        batches = micro_batches(epoch)
-        for start in range(0, len(batches), recipe.gradient_accumulation_steps):
-            reporter.check()
-            progress.step([build() for build in batches[start : start + recipe.gradient_accumulation_steps]])
-        progress.flush()
-        if validate is None:
-            continue
-        progress.pause()
-        metrics = validate()
-        reporter.evaluation(progress.steps, float(epoch), "validation", metrics)
-        if best.improved(metrics, epoch):
-            best.state = objective.state()
-        if best.exhausted(epoch):
-            reporter.note(f"stopped early after epoch {epoch}: best {metric} was in epoch {best.epoch}", epoch=epoch)
-            break
-    if best.state is not None:
-        objective.restore(best.state)
-    return Trained(progress.steps, progress.rows, progress.tokens, progress.pause(), best.epoch)
+    run = _Run(objective, recipe, reporter, checkpoints, _Best(metric, early_stopping))
+    run.resume()
+    try:
+        while run.epoch <= recipe.n_epochs and not run.best.exhausted(run.epoch - 1):
+            run.through(steps(run.epoch))
+            if validate is not None:
+                run.judge(validate())
+            run.epoch, run.done = run.epoch + 1, 0
+            run.save("epoch")
+    except Stopped:
+        run.save("stop")
+        raise
+    if run.epoch <= recipe.n_epochs:
+        reporter.note(
+            f"stopped early after epoch {run.epoch - 1}: best {metric} was in epoch {run.best.epoch}",
+            epoch=run.epoch - 1,
+        )
+    objective.restore()
+    progress = run.progress
+    return Trained(progress.steps, progress.rows, progress.tokens, progress.pause(), run.best.epoch)
+
+
+class _Run:
+    """Where the run stands: `done` steps of `epoch` are behind it."""
+
+    def __init__(
+        self, objective: Objective, recipe: Recipe, reporter: Reporter, checkpoints: Checkpoints, best: "_Best"
+    ) -> None:
+        self._objective, self._reporter, self._checkpoints = objective, reporter, checkpoints
+        self.progress = _Progress(objective, recipe, reporter)
+        self.best = best
+        self.epoch, self.done = 1, 0
+        self._metrics: dict[str, float] = {}
+
+    def through(self, steps: Steps) -> None:
+        """The rest of the epoch."""
+        while self.done < len(steps):
+            self._reporter.check()
+            self.progress.step([build() for build in steps[self.done]])
+            self.done += 1
+            # The last step's checkpoint follows its evaluation.
+            if self.done < len(steps) and self._checkpoints.due(self.progress.steps):
+                self.save("interval")
+        self.progress.flush()
+        self.progress.pause()
+
+    def judge(self, metrics: dict[str, float]) -> None:
+        """Take the epoch's validation metrics."""
+        self._reporter.evaluation(self.progress.steps, float(self.epoch), "validation", metrics)
+        self._metrics = {f"valid_{name}": value for name, value in metrics.items()}
+        if self.best.improved(metrics, self.epoch):
+            self._objective.keep()
+
+    def save(self, reason: Reason) -> None:
+        """Losses are read first: a state whose loss is not finite is never saved."""
+        self.progress.flush()
+        self.progress.pause()
+        position = {
+            "epoch": self.epoch,
+            "done": self.done,
+            "best": self.best.position(),
+            "metrics": self._metrics,
+            **self.progress.position(),
+        }
+        self._checkpoints.save(
+            position,
+            self._objective,
+            epoch=self.progress.epoch,
+            reason=reason,
+            metrics={"train_loss": self.progress.loss, **self._metrics},
+        )
+
+    def resume(self) -> None:
+        """Go on from a checkpoint when there is one."""
+        position = self._checkpoints.load(self._objective)
+        if position is not None:
+            self.epoch, self.done = position["epoch"], position["done"]
+            self._metrics = position["metrics"]
+            self.best.restore(position["best"])
+            self.progress.restore(position)
 
 
 class _Progress:
@@ -92,13 +167,33 @@ class _Progress:
 
     def __init__(self, objective: Objective, recipe: Recipe, reporter: Reporter) -> None:
         self._objective, self._recipe, self._reporter = objective, recipe, reporter
-        self._pending: list[tuple[int, Tensor, float, int]] = []
+        self._pending: list[tuple[int, SupportsFloat, float, int]] = []
         self._flushed = 0.0
         self._seconds = 0.0
         self._running_since: float | None = None
         self.steps = self.rows = self.tokens = 0
+        self.loss = 0.0
+        """Of the newest step that was read."""
 
-    def step(self, batches: Sequence[Batch]) -> None:
+    @property
+    def epoch(self) -> float:
+        return self.steps / self._recipe.steps_per_epoch
+
+    def position(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {
+            "steps": self.steps,
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "seconds": self._seconds,
+            "loss": self.loss,
+        }
+
+    def restore(self, position: dict[str, Any]) -> None:
+        self.steps, self.rows, self.tokens = position["steps"], position["rows"], position["tokens"]
+        self._seconds, self.loss = position["seconds"], position["loss"]
+
+    def step(self, batches: "Sequence[Batch]") -> None:
         self._running_since = self._running_since or time.perf_counter()
         rate = self._objective.learning_rate
         loss = self._objective.step(batches)
@@ -119,6 +214,7 @@ class _Progress:
                     "learning_rate, raise warmup_ratio, or keep max_grad_norm at 1.0",
                     param="hyperparameters.learning_rate",
                 )
+            self.loss = value
             epoch = step / self._recipe.steps_per_epoch
             self._reporter.step(Step(step=step, epoch=epoch, train_loss=value, learning_rate=rate, tokens=tokens))
         self._pending.clear()
@@ -140,7 +236,14 @@ class _Best:
         self._score = -math.inf
         self._mark, self._mark_epoch = -math.inf, 0
         self.epoch: int | None = None
-        self.state: dict[str, Tensor] | None = None
+
+    def position(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {"score": self._score, "mark": self._mark, "mark_epoch": self._mark_epoch, "epoch": self.epoch}
+
+    def restore(self, position: dict[str, Any]) -> None:
+        self._score, self._mark = position["score"], position["mark"]
+        self._mark_epoch, self.epoch = position["mark_epoch"], position["epoch"]
 
     def improved(self, metrics: dict[str, float], epoch: int) -> bool:
         score = -metrics["loss"] if self._metric == "loss" else metrics[self._metric]

@@ -74,6 +74,15 @@ def open_base(path: Path) -> Base:
     return Base(path, config, tokenizer_file, pad, mask, min(limit, int(stated or limit)))
 
 
+def attention_kernel(config: Any) -> str:
+    """torch's fused attention (`sdpa`) where the architecture has it, else `eager`."""
+    from transformers import AutoModel
+
+    found: Any = AutoModel._model_mapping.get(type(config), None)
+    architecture = found[0] if isinstance(found, tuple) else found
+    return "sdpa" if getattr(architecture, "_supports_sdpa", False) else "eager"
+
+
 class TaskModel(nn.Module):
     """Encoder, dropout, linear head. `forward(input_ids, attention_mask)` [rows, sequence] int64 -> logits
     float32.
@@ -110,7 +119,7 @@ class TaskModel(nn.Module):
         return logits.float()
 
 
-def build(base: Base, labels: int, *, pooled: bool) -> TaskModel:
+def build(base: Base, labels: int, *, pooled: bool, attention: str | None = None) -> TaskModel:
     """The base model's weights under a fresh head. Raises `TrainingFailed` when they do not fit."""
     from transformers import AutoModel
     from transformers.utils import logging
@@ -122,6 +131,7 @@ def build(base: Base, labels: int, *, pooled: bool) -> TaskModel:
     options: dict[str, Any] = {
         "config": config,
         "dtype": torch.float32,
+        "attn_implementation": attention or attention_kernel(config),
         "local_files_only": True,
         "use_safetensors": True,
         "trust_remote_code": False,

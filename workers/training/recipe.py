@@ -7,7 +7,7 @@ A resolved recipe, given back as hyperparameters, resolves to itself: that is ho
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from app.contracts.hyperparameters import Hyperparameters
@@ -79,6 +79,15 @@ class Recipe:
         """As `Hyperparameters` takes them."""
         derived = {"steps_per_epoch", "head_learning_rate_factor"}
         return {name: value for name, value in asdict(self).items() if name not in derived}
+
+    def halved(self, times: int) -> "Recipe":
+        """The batch in 2^times parts, accumulated: the same rows in a step, less memory at once."""
+        parts = min(2**times, self.batch_size)
+        return replace(
+            self,
+            batch_size=math.ceil(self.batch_size / parts),
+            gradient_accumulation_steps=self.gradient_accumulation_steps * parts,
+        )
 
     def rate(self, step: int) -> float:
         """Learning rate of `step` (from 0) as a fraction of the peak: linear warm-up, then the schedule."""

@@ -48,13 +48,22 @@ class Reporter:
     @contextmanager
     def table(self, path: Path, metrics: Sequence[str]) -> Iterator[None]:
         """Keep `metrics.csv` meanwhile; `metrics` name the evaluation columns."""
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w+", newline="", encoding="utf-8") as file:
             self._table = _Table(file, [f"eval_{name}" for name in metrics])
             try:
                 yield
             finally:
                 self._table.end_row()
                 self._table = None
+
+    def table_state(self) -> tuple[bytes, dict[str, Any]]:
+        """The rows written so far, and the one still open: what a checkpoint keeps of the table."""
+        return self._table.state() if self._table else (b"", {})
+
+    def restore_table(self, rows: bytes, open_row: dict[str, Any]) -> None:
+        """Go on from `table_state`'s answer."""
+        if self._table:
+            self._table.restore(rows, open_row)
 
     def step(self, step: Step) -> None:
         self.emit(step)
@@ -71,6 +80,7 @@ class _Table:
     """CSV whose last row stays open until the next one starts: an evaluation follows its step."""
 
     def __init__(self, file: TextIO, evaluation_columns: list[str]) -> None:
+        self._file = file
         self._writer = csv.DictWriter(file, [*COLUMNS, *evaluation_columns], extrasaction="ignore")
         self._writer.writeheader()
         self._row: dict[str, Any] = {}
@@ -86,3 +96,13 @@ class _Table:
         if self._row:
             self._writer.writerow(self._row)
         self._row = {}
+
+    def state(self) -> tuple[bytes, dict[str, Any]]:
+        self._file.flush()
+        return Path(self._file.name).read_bytes(), self._row
+
+    def restore(self, rows: bytes, open_row: dict[str, Any]) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(rows.decode())
+        self._row = open_row

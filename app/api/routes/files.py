@@ -5,14 +5,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, BinaryIO, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from app.api.deps import ServicesDep, requires
+from app.api.deps import BareCreationDep, CreationDep, ServicesDep, json_answer, requires
 from app.api.schemas.common import Deleted, ListOf
 from app.api.schemas.files import (
     ExpirySeconds,
@@ -24,6 +24,7 @@ from app.api.schemas.files import (
 )
 from app.core.errors import InvalidRequest
 from app.core.settings import MIB, Settings
+from app.services.files import NewFile, UploadView
 
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 After = Annotated[str | None, Query(max_length=64)]
@@ -106,14 +107,26 @@ def _known_fields(form: FormData, known: set[str]) -> None:
             raise InvalidRequest(f"{name[:64]}: unknown field: remove it", code="unknown_field", param=name[:64])
 
 
+def _texts(form: FormData) -> list[str]:
+    """What a form says beside the bytes in it."""
+    pairs = [(name, value if isinstance(value, str) else value.filename or "") for name, value in form.multi_items()]
+    return [text for pair in pairs for text in pair]
+
+
 def build(settings: Settings) -> APIRouter:
     """The routes; their size limit is a setting."""
     router = APIRouter(tags=["files"])
     # Room for the multipart framing around the largest file.
     body_limit = settings.max_upload_bytes + MIB
 
-    @router.post("/v1/files", dependencies=[requires("train")], openapi_extra=_FORM, max_body_size=body_limit)
-    async def create_file(request: Request, services: ServicesDep) -> FileObject:
+    @router.post(
+        "/v1/files",
+        dependencies=[requires("train")],
+        response_model=FileObject,
+        openapi_extra=_FORM,
+        max_body_size=body_limit,
+    )
+    async def create_file(request: Request, services: ServicesDep, creation: BareCreationDep) -> Response:
         """Upload a data set (JSONL, CSV or Parquet). A broken line is refused by its number."""
         async with _form(request) as form:
             _known_fields(form, {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"})
@@ -122,8 +135,14 @@ def build(settings: Settings) -> APIRouter:
             if not isinstance(purpose, str):
                 raise InvalidRequest("purpose: this field is required: send 'fine-tune'", param="purpose")
             expires = _expires_after(form)
-            row = await run_in_threadpool(services.files.create, source, filename, purpose, expires)
-        return FileObject.of(row)
+            answer = await run_in_threadpool(
+                services.files.create,
+                source,
+                NewFile(filename, purpose, expires),
+                creation.of(*_texts(form)),
+                lambda row: FileObject.of(row).model_dump_json(),
+            )
+        return json_answer(answer)
 
     @router.get("/v1/files", dependencies=[requires("read")])
     def list_files(
@@ -160,29 +179,37 @@ def build(settings: Settings) -> APIRouter:
         services.files.delete(file_id)
         return Deleted(id=file_id, object="file")
 
-    @router.post("/v1/uploads", dependencies=[requires("train")])
-    def create_upload(body: UploadCreate, services: ServicesDep) -> UploadObject:
+    @router.post("/v1/uploads", dependencies=[requires("train")], response_model=UploadObject)
+    def create_upload(body: UploadCreate, services: ServicesDep, creation: CreationDep) -> Response:
         """Start a file that arrives in parts; it expires after an hour."""
-        expires = body.expires_after.seconds if body.expires_after else None
-        return UploadObject.of(services.files.start_upload(body.filename, body.purpose, body.bytes, expires))
+        new = NewFile(body.filename, body.purpose, body.expires_after.seconds if body.expires_after else None)
+        return json_answer(services.files.start_upload(new, body.bytes, creation, _upload_text))
 
     @router.post(
         "/v1/uploads/{upload_id}/parts",
         dependencies=[requires("train")],
+        response_model=PartObject,
         openapi_extra=_PART,
         max_body_size=body_limit,
     )
-    async def add_part(upload_id: str, request: Request, services: ServicesDep) -> PartObject:
+    async def add_part(upload_id: str, request: Request, services: ServicesDep, creation: BareCreationDep) -> Response:
         """Send one part; parts may arrive in any order."""
         async with _form(request) as form:
             _known_fields(form, {"data"})
             source, _ = _binary(form, "data")
-            return PartObject.of(await run_in_threadpool(services.files.add_part, upload_id, source))
+            answer = await run_in_threadpool(
+                services.files.add_part,
+                upload_id,
+                source,
+                creation.of(*_texts(form)),
+                lambda row: PartObject.of(row).model_dump_json(),
+            )
+        return json_answer(answer)
 
-    @router.post("/v1/uploads/{upload_id}/complete", dependencies=[requires("train")])
-    def complete_upload(upload_id: str, body: UploadComplete, services: ServicesDep) -> UploadObject:
+    @router.post("/v1/uploads/{upload_id}/complete", dependencies=[requires("train")], response_model=UploadObject)
+    def complete_upload(upload_id: str, body: UploadComplete, services: ServicesDep, creation: CreationDep) -> Response:
         """Join the parts, in the order given, into a file and check it."""
-        return UploadObject.of(services.files.complete_upload(upload_id, body.part_ids, body.md5))
+        return json_answer(services.files.complete_upload(upload_id, body.part_ids, body.md5, creation, _upload_text))
 
     @router.post("/v1/uploads/{upload_id}/cancel", dependencies=[requires("train")])
     def cancel_upload(upload_id: str, services: ServicesDep) -> UploadObject:
@@ -190,6 +217,10 @@ def build(settings: Settings) -> APIRouter:
         return UploadObject.of(services.files.cancel_upload(upload_id))
 
     return router
+
+
+def _upload_text(view: UploadView) -> str:
+    return UploadObject.of(view).model_dump_json()
 
 
 def _chunks(stream: Any) -> Iterator[bytes]:

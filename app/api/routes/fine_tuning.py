@@ -3,11 +3,11 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Body, Query, Request, Response
 
-from app.api.deps import CallerDep, ServicesDep, requires
+from app.api.deps import CreationDep, ServicesDep, json_answer, requires
 from app.api.schemas.common import ListOf
-from app.api.schemas.fine_tuning import EventObject, JobObject
+from app.api.schemas.fine_tuning import CheckpointObject, EventObject, JobObject
 from app.contracts.fine_tuning import FineTuningRequest
 from app.core.errors import InvalidRequest
 
@@ -35,14 +35,17 @@ _EXAMPLES = {
 }
 
 
-@router.post("", dependencies=[requires("train")])
+@router.post("", dependencies=[requires("train")], response_model=JobObject)
 def create_job(
     body: Annotated[FineTuningRequest, Body(openapi_examples=_EXAMPLES)],
     services: ServicesDep,
-    caller: CallerDep,
-) -> JobObject:
+    creation: CreationDep,
+) -> Response:
     """Start a training job. Once this answers, the job runs to an end, whatever breaks between."""
-    return JobObject.of(services.fine_tuning.create(body, caller.key_id), services.settings.organization)
+    organization = services.settings.organization
+    return json_answer(
+        services.fine_tuning.create(body, creation, lambda row: JobObject.of(row, organization).model_dump_json())
+    )
 
 
 @router.get("", dependencies=[requires("read")])
@@ -71,6 +74,28 @@ def retrieve_job(job_id: str, services: ServicesDep) -> JobObject:
 def cancel_job(job_id: str, services: ServicesDep) -> JobObject:
     """Cancel: a waiting job at once, a running one within a few seconds."""
     return JobObject.of(services.fine_tuning.cancel(job_id), services.settings.organization)
+
+
+@router.post("/{job_id}/pause", dependencies=[requires("train")])
+def pause_job(job_id: str, services: ServicesDep) -> JobObject:
+    """Pause: a running job saves a checkpoint first, which can be served. `status` is `queued`, `phase` `paused`."""
+    return JobObject.of(services.fine_tuning.pause(job_id), services.settings.organization)
+
+
+@router.post("/{job_id}/resume", dependencies=[requires("train")])
+def resume_job(job_id: str, services: ServicesDep) -> JobObject:
+    """Go on from the checkpoint, with the same result as if there had been no pause."""
+    return JobObject.of(services.fine_tuning.resume(job_id), services.settings.organization)
+
+
+@router.get("/{job_id}/checkpoints", dependencies=[requires("read")])
+def list_checkpoints(
+    job_id: str, services: ServicesDep, after: After = None, limit: Limit = 10
+) -> ListOf[CheckpointObject]:
+    """Checkpoints, newest first; `/predict` answers for each by its `fine_tuned_model_checkpoint`."""
+    services.fine_tuning.get(job_id)
+    rows, more = services.checkpoints.page(job_id, after=after, limit=limit)
+    return ListOf.of([CheckpointObject.of(r) for r in rows], more)
 
 
 @router.get("/{job_id}/events", dependencies=[requires("read")])

@@ -4,9 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
-from app.api.deps import ServicesDep, requires
+from app.api.deps import ServicesDep, requires, servable
 from app.api.schemas.predictions import PredictBody, PredictionObject, Usage
 from app.core.ids import new_id
 
@@ -20,9 +19,7 @@ async def predict(
     x_request_timeout_ms: Annotated[int | None, Header(ge=1, le=600_000)] = None,
 ) -> JSONResponse:
     """Predict for one input or many. The answer holds one output an input, in order, and names the version."""
-    version = services.models.cached(body.model)
-    if version is None:
-        version = await run_in_threadpool(services.models.resolve, body.model)
+    version = await servable(services, body.model, x_request_timeout_ms)
     inputs = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     parameters = body.parameters.model_dump(exclude_none=True)
     found = await services.predictions.predict(version, inputs, parameters, x_request_timeout_ms)

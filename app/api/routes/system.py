@@ -34,7 +34,7 @@ async def ready(services: ServicesDep) -> Response:
         ready=all(c.ok for c in checks),
         checks={c.name: CheckObject(ok=c.ok, detail=c.detail) for c in checks},
     )
-    return JSONResponse(answer.model_dump(), 200 if answer.ready else 503)
+    return JSONResponse(answer.model_dump(), *((200,) if answer.ready else (503, {"retry-after": "2"})))
 
 
 @router.get("/metrics", dependencies=[requires("read")], response_class=Response)

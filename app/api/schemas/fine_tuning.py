@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from app.core.clock import unix
 
 if TYPE_CHECKING:
-    from app.registry.tables import JobEventRow, JobRow
+    from app.registry.tables import CheckpointRow, JobEventRow, JobRow
 
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -46,6 +46,8 @@ class JobObject(BaseModel):
     task: str
     peft: dict[str, Any]
     early_stopping: dict[str, Any] | None
+    checkpoint: dict[str, Any]
+    from_checkpoint: str | None
     dataset: dict[str, str]
     phase: str | None
     progress: dict[str, Any] | None
@@ -59,6 +61,9 @@ class JobObject(BaseModel):
         if row.resolved:
             hyperparameters |= {k: v for k, v in row.resolved["hyperparameters"].items() if k in hyperparameters}
         status: Any = row.phase if row.state == "running" and row.phase == "validating_files" else row.state
+        phase = row.phase
+        if row.state == "paused":  # OpenAI's clients know six values of `status`, and this is none of them
+            status, phase = "queued", "paused"
         return cls(
             id=row.id,
             created_at=unix(row.created_at),
@@ -82,12 +87,40 @@ class JobObject(BaseModel):
             task=row.task,
             peft=row.request["peft"],
             early_stopping=row.request["early_stopping"],
+            checkpoint=row.request["checkpoint"],
+            from_checkpoint=row.from_checkpoint,
             dataset=row.request["dataset"],
-            phase=row.phase,
+            phase=phase,
             progress=row.progress,
             attempt=row.attempt,
             max_attempts=row.max_attempts,
             started_at=unix(row.started_at),
+        )
+
+
+class CheckpointObject(BaseModel):
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: dict[str, float]
+    step_number: int
+    # Ours.
+    reason: str
+    bytes: int
+
+    @classmethod
+    def of(cls, row: "CheckpointRow") -> "CheckpointObject":
+        return cls(
+            id=row.id,
+            created_at=unix(row.created_at),
+            fine_tuned_model_checkpoint=row.ft_id,
+            fine_tuning_job_id=row.job_id,
+            metrics=row.metrics,
+            step_number=row.step,
+            reason=row.reason,
+            bytes=row.bytes,
         )
 
 

@@ -30,7 +30,8 @@ class VersionObject(BaseModel):
     object: Literal["model.version"] = "model.version"
     created_at: int
     model: str
-    version: int
+    version: int | None
+    """None: an exported checkpoint."""
     fine_tuned_model: str
     task: str
     status: Literal["ready"] = "ready"

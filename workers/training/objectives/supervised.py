@@ -3,16 +3,22 @@
 Knows the model and a criterion; knows neither epochs nor evaluation.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from workers.training.batching import Batch
 from workers.training.losses import Loss
 from workers.training.models import TaskModel
 from workers.training.recipe import Recipe
+from workers.training.weights import WEIGHTS, save_weights
+
+KEPT, OPTIMIZER, SCHEDULE = "kept.safetensors", "optimizer.safetensors", "schedule.json"
 
 
 class Supervised:
@@ -26,6 +32,7 @@ class Supervised:
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = _optimizer(self.trained, recipe)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, recipe.rate)
+        self._kept: dict[str, Tensor] | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -54,15 +61,58 @@ class Supervised:
             logits: Tensor = self.model(batch.input_ids, batch.attention_mask)
         return logits
 
-    def state(self) -> dict[str, Tensor]:
-        """A copy of what trains, in CPU memory."""
-        return {name: p.detach().to("cpu", copy=True) for name, p in self.trained.items()}
+    def keep(self) -> None:
+        self._kept = {name: p.detach().to("cpu", copy=True) for name, p in self.trained.items()}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` returned."""
+    def restore(self) -> None:
+        if self._kept is not None:
+            self._set_weights(self._kept)
+
+    def save(self, folder: Path) -> None:
+        """Weights, kept weights, optimizer, schedule and the random states that dropout draws from."""
+        save_weights({name: p.detach().contiguous() for name, p in self.trained.items()}, self.model, folder)
+        if self._kept is not None:
+            save_file(self._kept, folder / KEPT)
+        state = self.optimizer.state_dict()
+        tensors = {f"{i}.{name}": v for i, group in state["state"].items() for name, v in group.items()}
+        tensors = {name: v for name, v in tensors.items() if v is not None}
+        save_file({**tensors, **_random_states()}, folder / OPTIMIZER)
+        values = {"param_groups": state["param_groups"], "schedule": self.schedule.state_dict()}
+        (folder / SCHEDULE).write_text(json.dumps(values))
+
+    def load(self, folder: Path) -> None:
+        values = json.loads((folder / SCHEDULE).read_text())
+        tensors = load_file(folder / OPTIMIZER)
+        _set_random_states(tensors)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+        self.schedule.load_state_dict(values["schedule"])
+        self._set_weights(load_file(folder / WEIGHTS))
+        if (folder / KEPT).exists():
+            self._kept = load_file(folder / KEPT)
+
+    def _set_weights(self, state: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(state[name])
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["random.cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(tensors: dict[str, Tensor]) -> None:
+    """Takes its own out of `tensors`."""
+    torch.set_rng_state(tensors.pop("random.cpu"))
+    cuda = tensors.pop("random.cuda", None)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
 
 
 def _optimizer(trained: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
