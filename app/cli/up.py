@@ -137,9 +137,9 @@ class Supervisor:
             part = _Part(name, command, logs / f"{name}.log")
             part.start()
             self._parts.append(part)
-            # The gateway, started last, stops first: no request meets a missing worker. A trainer gets time to
-            # hand its job back.
-            self._undo.append((name, lambda part=part: part.stop(15.0)))  # type: ignore[misc]
+            # The gateway, started last, stops first: no request meets a missing worker. A trainer gets time for its
+            # present step and a checkpoint.
+            self._undo.append((name, lambda part=part: part.stop(30.0)))  # type: ignore[misc]
             self._say(name, f"started, log in {part.log}")
 
     def _wait_until_ready(self) -> None:

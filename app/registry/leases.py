@@ -159,20 +159,19 @@ class LeaseRepository:
         """Whether this transaction is the only one that reconciles now."""
         return bool(self.session.scalar(select(func.pg_try_advisory_xact_lock(_LEADER_LOCK))))
 
-    def to_ring(self, again_after_seconds: float, limit: int = 100) -> list[str]:
-        """Jobs whose bell should ring (again): waiting ones, and running ones whose lease ran out."""
+    def to_ring(self, again_after_seconds: float, limit: int = 10) -> list[str]:
+        """Jobs whose bell should ring (again): waiting ones, and running ones whose lease ran out.
+
+        At most `limit` of them, though all count as rung: a trainer that wakes runs everything that waits, and a ring
+        for each of 1,000 waiting jobs every 15 s would fill the broker while all trainers are busy.
+        """
         now = func.clock_timestamp()
         quiet = func.coalesce(JobRow.rung_at, text("'-infinity'::timestamptz")) < now - seconds(again_after_seconds)
         # A lease that ran out since the last ring is news, however young that ring is.
         lost = and_(JobRow.state == "running", JobRow.rung_at < JobRow.lease_until)
-        chosen = (
-            select(JobRow.id).where(_claimable(now), or_(quiet, lost)).with_for_update(skip_locked=True).limit(limit)
-        )
-        return list(
-            self.session.scalars(
-                update(JobRow).where(JobRow.id.in_(chosen.scalar_subquery())).values(rung_at=now).returning(JobRow.id)
-            )
-        )
+        chosen = select(JobRow.id).where(_claimable(now), or_(quiet, lost)).with_for_update(skip_locked=True)
+        rung = update(JobRow).where(JobRow.id.in_(chosen.scalar_subquery())).values(rung_at=now).returning(JobRow.id)
+        return list(self.session.scalars(rung))[:limit]
 
     def end_lost(self) -> list[str]:
         """Settle jobs whose worker is gone and that may not run again: cancelled, paused, or out of attempts."""

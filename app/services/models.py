@@ -122,8 +122,7 @@ class ModelService:
             for row in doomed:
                 if aliases := models.aliases_of(row.id):
                     raise InvalidRequest(
-                        f"{row.label} has the alias {', '.join(aliases)}: "
-                        "move or delete the alias first",
+                        f"{row.label} has the alias {', '.join(aliases)}: move or delete the alias first",
                         code="version_aliased",
                         param="model",
                     )
