@@ -146,6 +146,4 @@ def _row(job: JobRow, fence: int, key: str, manifest: CheckpointManifest, contex
 def _beyond(job: JobRow, rows: CheckpointRepository) -> list[CheckpointRow]:
     """What the policy no longer keeps; never the last two, and nothing that another job starts from."""
     keep = max(2, CheckpointPolicy.model_validate(job.request["checkpoint"]).keep)
-    old = rows.of(job.id)[keep:]
-    needed = rows.needed([row.id for row in old])
-    return [row for row in old if row.id not in needed]
+    return rows.unneeded(rows.of(job.id)[keep:])

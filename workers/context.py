@@ -1,8 +1,7 @@
 """What every worker process holds: settings, database, store. Built once a process, on first use."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from threading import BoundedSemaphore
 
 from app.core.errors import Unavailable
 from app.core.settings import Settings, get_settings
@@ -16,8 +15,6 @@ class WorkerContext:
     database: Database
     store: Store
     redis_url: str
-    training_slots: BoundedSemaphore = field(default_factory=BoundedSemaphore)
-    """One for each job that may train here at once; exports of checkpoints need none."""
 
 
 @lru_cache
@@ -34,5 +31,4 @@ def get_context() -> WorkerContext:
         database=Database(settings.database_url, pool_size=4, patience=10),
         store=Store(settings.store_path),
         redis_url=settings.redis_url,
-        training_slots=BoundedSemaphore(settings.trainer_concurrency),
     )

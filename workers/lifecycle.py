@@ -44,29 +44,24 @@ STOP_SECONDS = 20.0
 """For the present step and a checkpoint, after a child was asked to stop; then it is killed."""
 
 
-def run_waiting(context: WorkerContext) -> int:
-    """Run jobs until none waits for this worker; returns how many. One bell may stand for many."""
+def run_waiting(context: WorkerContext, kind: str = "training") -> int:
+    """Run jobs of a kind until none waits; returns how many. One bell may stand for many."""
     count = 0
-    training = context.training_slots.acquire(blocking=False)
-    try:
-        kinds = ("training", "export") if training else ("export",)
-        while not stopping.is_set() and (job := _claim(context, kinds)) is not None:
-            run(job, context)
-            count += 1
-    finally:
-        if training:
-            context.training_slots.release()
+    while not stopping.is_set() and (job := claim(context, kind)) is not None:
+        run(job, context)
+        count += 1
     return count
 
 
-def _claim(context: WorkerContext, kinds: tuple[str, ...]) -> JobRow | None:
+def claim(context: WorkerContext, kind: str = "training") -> JobRow | None:
+    """The job whose turn it is, now this worker's; None when there is none, or no database."""
     settings = context.settings
     try:
         with context.database.unit_of_work() as session:
             return LeaseRepository(session).claim_next(
                 f"{socket.gethostname()}:{os.getpid()}",
                 settings.lease_seconds,
-                kinds=kinds,
+                kind=kind,
                 max_trainings=settings.max_trainings,
             )
     except Unavailable as exc:  # the reconciler rings again once it is back

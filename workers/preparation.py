@@ -70,7 +70,7 @@ def _datasets(job: JobRow, session: Session, context: WorkerContext) -> dict[Spl
     for split, file_id in wanted.items():
         if file_id is None:
             continue
-        row = FileRepository(session).get(file_id)
+        row = FileRepository(session).get(file_id, expired=True)  # what a job was made with stays until its end
         if row is None or row.profile is None:
             raise NotFound(f"file {file_id} was deleted or has expired: upload it again", param=f"{split}_file")
         found[split] = DatasetFile(

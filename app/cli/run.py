@@ -47,8 +47,7 @@ def worker(
     settings = connected_settings()
     _follow_supervisor()
     queue = TRAINING_QUEUE if role == "trainer" else INFERENCE_CONTROL_QUEUE
-    # One thread more than trainings: an export of a checkpoint, which somebody waits for, must not wait for them.
-    concurrency = settings.trainer_concurrency + 1 if role == "trainer" else 2
+    concurrency = settings.trainer_concurrency if role == "trainer" else 2
     # Threads, not prefork: the parent only waits for a child process, and ONNX Runtime does not survive a fork.
     os.execv(  # noqa: S606
         sys.executable,

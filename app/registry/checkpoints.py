@@ -20,10 +20,10 @@ class CheckpointRepository:
         self.session.add(row)
         self.session.flush()
 
-    def get(self, checkpoint_id: str) -> CheckpointRow | None:
-        """The checkpoint, unless deleted."""
-        live = select(CheckpointRow).where(CheckpointRow.deleted_at.is_(None))
-        return self.session.scalars(live.where(CheckpointRow.id == checkpoint_id)).first()
+    def get(self, checkpoint_id: str, *, keep: bool = False) -> CheckpointRow | None:
+        """The checkpoint, unless deleted; with `keep` it stays until this transaction ends."""
+        query = select(CheckpointRow).where(CheckpointRow.id == checkpoint_id, CheckpointRow.deleted_at.is_(None))
+        return self.session.scalars(query.with_for_update(read=True) if keep else query).first()
 
     def by_ft_id(self, ft_id: str, *, lock: bool = False) -> CheckpointRow | None:
         query = select(CheckpointRow).where(CheckpointRow.ft_id == ft_id, CheckpointRow.deleted_at.is_(None))
@@ -45,10 +45,13 @@ class CheckpointRepository:
     def delete(self, row: CheckpointRow) -> None:
         row.deleted_at = self.session.scalar(select(func.clock_timestamp()))
 
-    def needed(self, ids: Collection[str]) -> set[str]:
-        """Those of `ids` that an unfinished job starts from or exports."""
+    def unneeded(self, rows: Collection[CheckpointRow]) -> list[CheckpointRow]:
+        """Those of `rows` that no unfinished job starts from or exports; none will until this transaction ends."""
+        ids = [row.id for row in rows]
+        self.session.execute(select(CheckpointRow.id).where(CheckpointRow.id.in_(ids)).with_for_update())
         query = select(JobRow.from_checkpoint).where(JobRow.from_checkpoint.in_(ids), JobRow.finished_at.is_(None))
-        return {found for found in self.session.scalars(query) if found}
+        needed = set(self.session.scalars(query))
+        return [row for row in rows if row.id not in needed]
 
     def export(self, row: CheckpointRow, source: JobRow, *, again_after: timedelta = timedelta(0)) -> JobRow:
         """The job that makes `row` servable: the one under way, done, or failed less than `again_after` ago; else new.

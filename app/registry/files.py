@@ -1,5 +1,7 @@
 """Rows of files and uploads."""
 
+from typing import Literal
+
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -16,15 +18,19 @@ class FileRepository:
         self.session.flush()
         return row
 
-    def get(self, file_id: str) -> FileRow | None:
-        """The file, unless deleted or expired."""
-        return self.session.scalars(
-            select(FileRow).where(
-                FileRow.id == file_id,
-                FileRow.deleted_at.is_(None),
-                (FileRow.expires_at.is_(None)) | (FileRow.expires_at > func.now()),
-            )
-        ).first()
+    def get(
+        self, file_id: str, *, expired: bool = False, lock: Literal["keep", "change"] | None = None
+    ) -> FileRow | None:
+        """The file, unless deleted or, but for `expired`, past its time.
+
+        With the lock `keep` nobody deletes it until this transaction ends; whoever will, takes `change`.
+        """
+        query = select(FileRow).where(FileRow.id == file_id, FileRow.deleted_at.is_(None))
+        if not expired:
+            query = query.where((FileRow.expires_at.is_(None)) | (FileRow.expires_at > func.now()))
+        if lock:
+            query = query.with_for_update(read=lock == "keep")
+        return self.session.scalars(query).first()
 
     def page(self, *, after: str | None, limit: int, order: str, purpose: str | None) -> tuple[list[FileRow], bool]:
         query = select(FileRow).where(

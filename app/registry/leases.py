@@ -4,7 +4,6 @@ Only the database's clock decides about leases. Every write of a worker carries 
 row means that the job went to somebody else, and the worker must stop.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -35,17 +34,15 @@ class LeaseRepository:
 
     # --- for the worker that runs a job ---
 
-    def claim_next(
-        self, owner: str, lease_seconds: float, *, kinds: Sequence[str], max_trainings: int
-    ) -> JobRow | None:
-        """Take the job whose turn it is; None when none waits. Ten copies of a message start a job once.
+    def claim_next(self, owner: str, lease_seconds: float, *, kind: str, max_trainings: int) -> JobRow | None:
+        """Take the job of this kind whose turn it is; None when none waits. Ten copies of a message start a job once.
 
         The key with the fewest running jobs goes first, then the one that was served longest ago, then the oldest
         job; a key with `max_trainings` running ones (its own quota, else the argument) waits.
         """
         self.session.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
         now = func.clock_timestamp()
-        chosen = self._next(now, kinds, max_trainings)
+        chosen = self._next(now, kind, max_trainings)
         if chosen is None:
             return None
         return self.session.scalars(
@@ -66,30 +63,29 @@ class LeaseRepository:
             .returning(JobRow)
         ).one()
 
-    def _next(self, now: Any, kinds: Sequence[str], max_trainings: int) -> str | None:
+    def _next(self, now: Any, kind: str, max_trainings: int) -> str | None:
         """A few small grouped queries: one over all rows took a look at every finished job for each waiting one."""
         groups = self.session.execute(
-            select(JobRow.key_id, JobRow.kind, func.min(JobRow.created_at))
-            .where(_claimable(now), JobRow.kind.in_(kinds))
-            .group_by(JobRow.key_id, JobRow.kind)
+            select(JobRow.key_id, func.min(JobRow.created_at))
+            .where(_claimable(now), JobRow.kind == kind)
+            .group_by(JobRow.key_id)
         ).all()
         if not groups:
             return None
-        keys = {key for key, _, _ in groups}
-        alive = and_(JobRow.state == "running", JobRow.lease_until >= now, JobRow.kind == "training")
+        keys = {key for key, _ in groups}
+        alive = and_(JobRow.state == "running", JobRow.lease_until >= now, JobRow.kind == kind)
         running = self._by_key(select(JobRow.key_id, func.count()).where(alive).group_by(JobRow.key_id))
         of_keys = JobRow.key_id.in_(keys - {None})
         served = self._by_key(select(JobRow.key_id, func.max(JobRow.claimed_at)).where(of_keys).group_by(JobRow.key_id))
         quotas = self._by_key(select(ApiKeyRow.id, ApiKeyRow.max_trainings).where(ApiKeyRow.id.in_(keys - {None})))
         turns = [
-            # An export is seconds of work that somebody waits for: it goes first.
-            (kind == "training", running.get(key, 0), served.get(key) or _NEVER, oldest, key, kind)
-            for key, kind, oldest in groups
-            if kind != "training" or running.get(key, 0) < (quotas.get(key) or max_trainings)
+            (running.get(key, 0), served.get(key) or _NEVER, oldest, key)
+            for key, oldest in groups
+            if running.get(key, 0) < (quotas.get(key) or max_trainings)
         ]
         if not turns:
             return None
-        *_, key, kind = min(turns, key=lambda turn: turn[:4])
+        *_, key = min(turns, key=lambda turn: turn[:3])
         return self.session.scalars(
             select(JobRow.id)
             .where(_claimable(now), JobRow.kind == kind, JobRow.key_id.is_not_distinct_from(key))
@@ -169,7 +165,8 @@ class LeaseRepository:
         quiet = func.coalesce(JobRow.rung_at, text("'-infinity'::timestamptz")) < now - seconds(again_after_seconds)
         # A lease that ran out since the last ring is news, however young that ring is.
         lost = and_(JobRow.state == "running", JobRow.rung_at < JobRow.lease_until)
-        chosen = select(JobRow.id).where(_claimable(now), or_(quiet, lost)).with_for_update(skip_locked=True)
+        waits = and_(_claimable(now), JobRow.kind == "training", or_(quiet, lost))
+        chosen = select(JobRow.id).where(waits).with_for_update(skip_locked=True)
         rung = update(JobRow).where(JobRow.id.in_(chosen.scalar_subquery())).values(rung_at=now).returning(JobRow.id)
         return list(self.session.scalars(rung))[:limit]
 

@@ -3,15 +3,14 @@
 from datetime import timedelta
 
 from app.core.errors import InvalidRequest, Unavailable
-from app.core.queue import Bell
 from app.registry.checkpoints import CheckpointRepository
 from app.registry.session import Database
 from app.registry.tables import CheckpointRow
 
 
 class CheckpointService:
-    def __init__(self, database: Database, bell: Bell) -> None:
-        self._database, self._bell = database, bell
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def page(self, job_id: str, *, after: str | None, limit: int) -> tuple[list[CheckpointRow], bool]:
         with self._database.unit_of_work() as session:
@@ -29,15 +28,12 @@ class CheckpointService:
             row = checkpoints.by_ft_id(reference, lock=True)
             if row is None:
                 return
-            known = row.export_job
             job = checkpoints.export(row, checkpoints.source_of(row), again_after=_AGAIN_AFTER)
         if job.state == "failed":
             reason = job.error["message"] if job.error else "its export failed"
             raise InvalidRequest(f"{reference} cannot be served: {reason}", code="checkpoint_failed", param="model")
-        if job.id != known:
-            self._bell.ring(job.id)
         raise Unavailable(
-            f"{reference} is being exported, which takes some seconds on a free trainer: send the request again",
+            f"{reference} is being exported, which takes some seconds: send the request again",
             code="checkpoint_preparing",
         )
 

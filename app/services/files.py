@@ -124,7 +124,7 @@ class FileService:
         """Raises `InvalidRequest` while an unfinished job needs the file."""
         with self._database.unit_of_work() as session:
             files = FileRepository(session)
-            row = files.get(file_id)
+            row = files.get(file_id, lock="change")
             if row is None:
                 raise NotFound(f"no file {file_id!r}: GET /v1/files lists them", param="file_id")
             if job := files.in_use(file_id):

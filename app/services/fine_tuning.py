@@ -141,7 +141,7 @@ class FineTuningService:
             file_id = getattr(request, field)
             if file_id is None:
                 continue
-            row = FileRepository(session).get(file_id)
+            row = FileRepository(session).get(file_id, lock="keep")
             if row is None:
                 raise InvalidRequest(
                     f"{field}: no file {file_id!r}: upload it with POST /v1/files",
@@ -174,7 +174,7 @@ class FineTuningService:
 def _check_start(session: Session, request: FineTuningRequest, task: TaskSpec) -> None:
     """A checkpoint holds what one tuner trained on one base: raises `InvalidRequest` when this job has others."""
     checkpoints = CheckpointRepository(session)
-    row = checkpoints.get(request.from_checkpoint or "")
+    row = checkpoints.get(request.from_checkpoint or "", keep=True)
     if row is None:
         raise InvalidRequest(
             f"no checkpoint {request.from_checkpoint!r}: GET /v1/fine_tuning/jobs/{{id}}/checkpoints lists a job's",

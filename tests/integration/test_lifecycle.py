@@ -1,6 +1,6 @@
 """The claim, the fence and the end of a job, against real Postgres; publication against a real store."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def add_job(database: Database, **values: Any) -> str:
             model_name=f"m-{file.id[-8:]}",
             seed=1,
             training_file=file.id,
-            request={"checkpoint": {}},
+            request={"peft": {}, "hyperparameters": {}, "early_stopping": None, "dataset": {}, "checkpoint": {}},
             max_attempts=3,
             **{"kind": "training", **values},
         )
@@ -59,9 +59,9 @@ def add_job(database: Database, **values: Any) -> str:
     return row.id
 
 
-def claim(database: Database, kinds: Sequence[str] = ("training",), max_trainings: int = 16) -> JobRow | None:
+def claim(database: Database, kind: str = "training", max_trainings: int = 16) -> JobRow | None:
     with database.unit_of_work() as session:
-        return LeaseRepository(session).claim_next("me", LEASE, kinds=kinds, max_trainings=max_trainings)
+        return LeaseRepository(session).claim_next("me", LEASE, kind=kind, max_trainings=max_trainings)
 
 
 def expire(database: Database, job_id: str) -> None:
@@ -189,14 +189,14 @@ def test_keys_take_turns_and_keep_to_their_quota(database: Database) -> None:
     assert freed is not None and freed.id == busy[3]
 
 
-def test_exports_go_first_and_trainings_only_to_who_asks_for_them(database: Database) -> None:
+def test_exports_and_trainings_are_claimed_apart(database: Database, context: WorkerContext) -> None:
     finish_all(database)
-    training = add_job(database)
-    export = add_job(database, kind="export")
-    both = claim(database, kinds=("training", "export"))
-    assert both is not None and both.id == export
-    assert claim(database, kinds=("export",)) is None
-    assert state(database, training).state == "queued"
+    training, export = add_job(database), add_job(database, kind="export")
+    first, second = claim(database, kind="export"), claim(database, kind="export")
+    assert first is not None and first.id == export and second is None
+    bell = Bell(context.redis_url)
+    assert reconcile_once(context, bell) == [training]
+    bell.close()
 
 
 def test_the_reconciler_rings_and_ends(database: Database, job_id: str, context: WorkerContext) -> None:
