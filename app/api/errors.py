@@ -1,6 +1,7 @@
 """One table: error -> status and OpenAI's error type. Everything that leaves as an error leaves through here."""
 
 import difflib
+import errno
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ STATUS: dict[type[errors.ModelwrightError], tuple[int, str]] = {
     errors.CreationInProgress: (409, "invalid_request_error"),
     errors.QuotaExceeded: (429, "rate_limit_error"),
     errors.Overloaded: (429, "rate_limit_error"),
+    errors.StorageFull: (507, "server_error"),
     errors.DeadlineExceeded: (503, "server_error"),
     errors.Unavailable: (503, "server_error"),
 }
@@ -53,6 +55,7 @@ def install(app: FastAPI) -> None:
     """Answer our errors, validation errors and HTTP errors with one envelope; surprises, the middleware does."""
     app.add_exception_handler(errors.ModelwrightError, _ours)
     app.add_exception_handler(errors.AlreadyCreated, _replay)
+    app.add_exception_handler(OSError, _disk)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
 
@@ -60,6 +63,14 @@ def install(app: FastAPI) -> None:
 async def _ours(_request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, errors.ModelwrightError)
     return respond(exc)
+
+
+async def _disk(_request: Request, exc: Exception) -> JSONResponse:
+    """A full disk is the operator's to mend; any other trouble with files is a surprise."""
+    if not isinstance(exc, OSError) or exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise exc
+    message = "the disk is full and nothing was kept: delete files or models, or give the store more space"
+    return respond(errors.StorageFull(message))
 
 
 async def _replay(_request: Request, exc: Exception) -> Response:

@@ -12,6 +12,7 @@ ModelwrightError
 ├── QuotaExceeded       the key has all that it may have
 │   └── StorageQuotaExceeded  and time alone mends nothing
 ├── DeadlineExceeded    the answer would have come too late
+├── StorageFull         no room left for what the caller sends
 └── Unavailable         a server or worker we need is away
 
 AlreadyCreated          no error: the answer of an earlier call is the answer
@@ -81,6 +82,11 @@ class StorageQuotaExceeded(QuotaExceeded):
 class DeadlineExceeded(ModelwrightError):
     default_code = "deadline_exceeded"
     retry_after = 1
+
+
+class StorageFull(ModelwrightError):
+    default_code = "storage_full"
+    retry_after = 60
 
 
 class Unavailable(ModelwrightError):

@@ -1,8 +1,10 @@
 """Uploads: what is accepted, what is refused, and with which words."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,3 +162,17 @@ def test_profiles_know_labels(client: TestClient) -> None:
     events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]
     assert any("1 duplicate rows; they are kept" in e["message"] and e["level"] == "warn" for e in events)
     assert json.dumps(events)
+
+
+def test_a_full_disk_is_507_and_leaves_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = client.get("/v1/files").json()["data"]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    answer = upload(client, jsonl(INTENTS))
+    assert error(answer, 507)["code"] == "storage_full"
+    assert answer.headers["retry-after"] == "60"
+    monkeypatch.undo()
+    assert client.get("/v1/files").json()["data"] == before
