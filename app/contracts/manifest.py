@@ -8,7 +8,7 @@ import hashlib
 import json
 from typing import Any, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from app.contracts.tasks import TaskName
 
@@ -22,6 +22,8 @@ class FileEntry(BaseModel):
 
 class Sealed(BaseModel):
     """A manifest that names every file beside it and carries its own digest."""
+
+    model_config = ConfigDict(extra="forbid")  # a damaged key must not be taken for an absent one with a default
 
     files: dict[str, FileEntry]
     digest: str = ""
