@@ -52,7 +52,7 @@ def test_missing_file_and_missing_manifest_are_refused(tmp_path: Path) -> None:
 def test_resealed_or_edited_manifest_is_refused(tmp_path: Path) -> None:
     digest = toy_artifact.build(tmp_path)
     other = toy_artifact.build(tmp_path, labels=("x", "y"))
-    with pytest.raises(ArtifactCorrupt, match=f"says {other}, the version's row says {digest}"):
+    with pytest.raises(ArtifactCorrupt, match=f"says {other} where {digest} was sealed"):
         verify_folder(tmp_path, digest)
     body = json.loads((tmp_path / MANIFEST_NAME).read_text())
     body["serving"]["labels"] = ["y", "x"]
