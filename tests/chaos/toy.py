@@ -201,4 +201,4 @@ if __name__ == "__main__":
     _keep_journal(asked)
     if asked["base_model"] == BASE:
         sys.modules["workers.training.job"] = sys.modules[__name__]  # entry finds `run` above; torch is not loaded
-    sys.exit(entry.main(sys.argv[1:]))
+    entry.leave(entry.main(sys.argv[1:]))

@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from app.contracts.training import Failed, TrainingSpec
 from app.core.process import die_with_parent
@@ -80,5 +81,12 @@ def _stay_offline() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on CUDA
 
 
+def leave(code: int) -> NoReturn:
+    """End without taking the interpreter down piece by piece: with torch loaded that took 1.2 s of every job's end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
