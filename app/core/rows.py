@@ -34,7 +34,8 @@ def sniff(stream: BinaryIO, filename: str) -> Format:
     stream.seek(0)
     head = stream.read(_SNIFF_BYTES)
     stream.seek(0)
-    if not head.strip(b"\xef\xbb\xbf \t\r\n"):
+    lines = [line.strip() for line in head.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
+    if not lines or not head.strip(b"\xef\xbb\xbf \t\r\n"):
         raise FileRejected("the file is empty: upload JSONL, CSV or Parquet rows", code="empty_file")
     if head[:4] == b"PAR1":
         return "parquet"
@@ -43,7 +44,6 @@ def sniff(stream: BinaryIO, filename: str) -> Format:
             raise FileRejected(f"the file is {what}")
     if b"\0" in head:
         raise FileRejected("the file is binary, and not Parquet: upload JSONL, CSV or Parquet rows")
-    lines = [line.strip() for line in head.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
     if lines[0][:1] in (b"{", b"["):
         return "jsonl"
     if filename.lower().endswith((".jsonl", ".json", ".ndjson")):

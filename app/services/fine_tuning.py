@@ -98,30 +98,30 @@ class FineTuningService:
 
     def cancel(self, job_id: str) -> JobRow:
         """Raises `InvalidRequest` for a job that has ended: a client must not try again."""
-        return self._change(job_id, "Cancel requested", JobRepository.cancel)
+        return self._change(job_id, "cancelled", JobRepository.cancel)
 
     def pause(self, job_id: str) -> JobRow:
         """Let the job rest after a checkpoint. Raises `InvalidRequest` once it has ended."""
-        return self._change(job_id, "Pause requested", JobRepository.pause)
+        return self._change(job_id, "paused", JobRepository.pause)
 
     def resume(self, job_id: str) -> JobRow:
         """Put a paused job back in the queue; any other unfinished one just goes on."""
-        row = self._change(job_id, "Resume requested", JobRepository.resume)
+        row = self._change(job_id, "resumed", JobRepository.resume)
         self._bell.ring(row.id)
         return row
 
-    def _change(self, job_id: str, event: str, change: Callable[[JobRepository, JobRow], None]) -> JobRow:
+    def _change(self, job_id: str, wish: str, change: Callable[[JobRepository, JobRow], None]) -> JobRow:
         with self._database.unit_of_work() as session:
             jobs = JobRepository(session)
             row = _found(jobs.get(job_id, lock=True), job_id)
             if row.state not in OPEN_STATES:
                 raise InvalidRequest(
-                    f"job {job_id} has {row.state} and cannot be changed any more",
+                    f"job {job_id} has {row.state} and cannot be {wish}",
                     code="job_ended",
                     param="fine_tuning_job_id",
                 )
             change(jobs, row)
-            jobs.add_events(job_id, [_event("info", event)])
+            jobs.add_events(job_id, [_event("info", f"Asked to be {wish}")])
         return row
 
     def events(self, job_id: str, *, after: str | None, limit: int) -> tuple[list[JobEventRow], bool]:

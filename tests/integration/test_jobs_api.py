@@ -37,7 +37,7 @@ def test_a_job_is_queued_with_its_extras_echoed(client: TestClient, intents: str
     again = error(client.post(f"{JOBS}/{job['id']}/cancel"), 400)
     assert (again["code"], "has cancelled" in again["message"]) == ("job_ended", True)
     events = client.get(f"{JOBS}/{job['id']}/events").json()["data"]
-    assert [e["message"] for e in events] == ["Cancel requested", f"Created fine-tuning job: {job['id']}"]
+    assert [e["message"] for e in events] == ["Asked to be cancelled", f"Created fine-tuning job: {job['id']}"]
 
 
 def test_the_task_is_inferred_from_the_columns(client: TestClient) -> None:

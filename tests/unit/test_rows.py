@@ -32,6 +32,7 @@ def read_all(data: bytes, name: str = "upload") -> list[tuple[int, dict[str, obj
 
 
 @example(b"\n\x01", "upload")  # a blank line before a CSV header
+@example(b"\x0b", "upload")  # white space that no format knows
 @given(st.binary(max_size=300), st.sampled_from(["upload", "a.jsonl", "a.csv", "a.parquet"]))
 def test_any_bytes_are_rows_or_a_refusal(data: bytes, name: str) -> None:
     try:
