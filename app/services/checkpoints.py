@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from app.core.errors import InvalidRequest, Unavailable
 from app.registry.checkpoints import CheckpointRepository
+from app.registry.models import ModelRepository
 from app.registry.session import Database
 from app.registry.tables import CheckpointRow
 
@@ -17,7 +18,7 @@ class CheckpointService:
             return CheckpointRepository(session).page(job_id, after=after, limit=limit)
 
     def prepare(self, reference: str) -> None:
-        """Have the checkpoint of this `ft:` id exported; return when there is no such checkpoint.
+        """Have the checkpoint of this `ft:` id exported; return when there is none, or it was deleted.
 
         Raises `Unavailable` (`checkpoint_preparing`) until it is served, `InvalidRequest` when it cannot be.
         """
@@ -29,6 +30,8 @@ class CheckpointService:
             if row is None:
                 return
             job = checkpoints.export(row, checkpoints.source_of(row), again_after=_AGAIN_AFTER)
+            if job.state == "succeeded" and ModelRepository(session).resolve(reference) is None:
+                return  # the version was deleted since; asking again would never bring it back
         if job.state == "failed":
             reason = job.error["message"] if job.error else "its export failed"
             raise InvalidRequest(f"{reference} cannot be served: {reason}", code="checkpoint_failed", param="model")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -33,17 +34,19 @@ def until(true: Callable[[], bool], seconds: float, what: str, every: float = 0.
     return time.monotonic() - since
 
 
-class Server:
+class Server(ABC):
     """A process that can be killed, frozen and started again over the same data."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def _command(self) -> list[str]:
-        raise NotImplementedError
+        """What starts it."""
 
+    @abstractmethod
     def answers(self) -> bool:
-        raise NotImplementedError
+        """Whether it does its work now."""
 
     def _launch(self, user: str | None = None) -> None:
         self._process = subprocess.Popen(

@@ -108,6 +108,9 @@ def test_asking_for_a_checkpoint_makes_one_export(client: TestClient, job: dict[
     answer = client.post("/predict", json=ask, headers={"x-request-timeout-ms": "1"})
     found = error(answer, 400)
     assert found["code"] == "checkpoint_failed" and "no space" in found["message"]
+    with database.unit_of_work() as session:  # exported, and its version deleted since: it answers no more
+        session.execute(update(JobRow).where(JobRow.id == export.id).values(state="succeeded", error=None))
+    assert error(client.post("/predict", json=ask, headers={"x-request-timeout-ms": "1"}), 404)
     unknown = client.post("/predict", json={"model": "ft:a:b:c:d:ckpt-step-1", "inputs": ["a"]})
     assert error(unknown, 404)["code"] == "model_not_found"
 
