@@ -7,6 +7,7 @@ HOST_PYTHON ?= python3
 DEVICE ?= cpu
 DATA ?=
 SEED ?= 1
+PART ?= jobs
 
 .PHONY: help install lint check test chaos bench serve demo clean
 
@@ -36,8 +37,8 @@ check: $(STAMP) ## format, lint, types and import contracts, without changing an
 test: $(STAMP) ## all tiers: unit, architecture, conformance, integration, e2e, chaos
 	$(PY) -m pytest -n 2 --dist loadfile
 
-chaos: $(STAMP) ## the reliability promises under faults (an hour; writes docs/, SEED=1)
-	OMP_NUM_THREADS=1 $(PY) -m tests.chaos --seed $(SEED) --write docs/reliability.md
+chaos: $(STAMP) ## the reliability promises under faults (an hour; writes docs/, SEED=1, PART=serving)
+	OMP_NUM_THREADS=1 $(PY) -m tests.chaos --part $(PART) --seed $(SEED) --write docs/reliability.md
 
 bench: $(STAMP) ## training speed beside the stock Trainer (minutes; writes docs/)
 	$(PY) -m benchmarks.training --write docs/training-speed.md

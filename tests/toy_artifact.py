@@ -1,9 +1,9 @@
 """Artifacts small enough to read: a 2 KB graph whose answers can be computed by hand, a word-level tokenizer.
 
 Word `w<k>` (k < `WORDS`) has the logits `10 * one_hot(k % labels)`. A text's logits are the mean over its
-tokens, special tokens counting zero; a tagger gives each token its own. So a text of one word repeated has
-that word's label, and a word outside the vocabulary has logits 0. `poison` has an id beyond the embedding: any
-batch that holds it fails.
+tokens, special tokens counting zero; a tagger gives each token its own, and an encoder's vector is the mean as it
+is. So a text of one word repeated has that word's label, and a word outside the vocabulary has logits 0. `poison` has
+an id beyond the embedding: any batch that holds it fails.
 """
 
 import hashlib
@@ -33,15 +33,16 @@ def build(
 ) -> str:
     """Write the artifact into `folder`; returns its digest."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(_graph(len(labels), pooled=task == "text-classification"))
+    output = "sentence_embedding" if task == "sentence-embedding" else "logits"
+    (folder / "model.onnx").write_bytes(_graph(len(labels), output, pooled=task != "token-classification"))
     _tokenizer().save(str(folder / "tokenizer.json"))
     serving = Serving(
         task=task,
-        labels=list(labels),
+        labels=list(labels) if output == "logits" else [],
         multi_label=multi_label,
         max_length=max_length,
         inputs=["input_ids", "attention_mask"],
-        outputs=["logits"],
+        outputs=[output],
         pad_token_id=0,
     )
     return seal(folder, serving)
@@ -68,7 +69,7 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _graph(labels: int, *, pooled: bool) -> bytes:
+def _graph(labels: int, output: str, *, pooled: bool) -> bytes:
     table = np.zeros((len(SPECIAL) + WORDS, labels), dtype=np.float32)
     for k in range(WORDS):
         table[len(SPECIAL) + k, k % labels] = 10.0
@@ -76,20 +77,20 @@ def _graph(labels: int, *, pooled: bool) -> bytes:
         helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
-        helper.make_node("Mul", ["embedded", "mask3"], ["masked" if pooled else "logits"]),
+        helper.make_node("Mul", ["embedded", "mask3"], ["masked" if pooled else output]),
     ]
     if pooled:
         nodes += [
             helper.make_node("ReduceSum", ["masked", "one"], ["total"], keepdims=0),
             helper.make_node("ReduceSum", ["mask3", "one"], ["count"], keepdims=0),
-            helper.make_node("Div", ["total", "count"], ["logits"]),
+            helper.make_node("Div", ["total", "count"], [output]),
         ]
     batch: list[str | int] = ["batch", "sequence"]
     graph = helper.make_graph(
         nodes,
         "toy",
         [helper.make_tensor_value_info(n, TensorProto.INT64, batch) for n in ("input_ids", "attention_mask")],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels] if pooled else [*batch, labels])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", labels] if pooled else [*batch, labels])],
         [
             numpy_helper.from_array(table, "table"),
             numpy_helper.from_array(np.array([-1]), "last"),

@@ -39,6 +39,7 @@ class _Sweep:
         self._done.update({f"{what}_marked": count for what, count in marked.items()})
         self._plain("files", SweepRepository.files)
         self._plain("uploads", SweepRepository.uploads)
+        self._plain("batches", SweepRepository.batches)
         self._checkpoints()
         self._versions()
         self._artifacts()

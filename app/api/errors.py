@@ -3,7 +3,7 @@
 import difflib
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -31,20 +31,22 @@ STATUS: dict[type[errors.ModelwrightError], tuple[int, str]] = {
 _HTTP_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def envelope(message: str, kind: str, code: str | None, param: str | None) -> dict[str, Any]:
-    """OpenAI's error body."""
+def envelope(message: str, kind: str, code: str | None, param: str | None, path: str) -> dict[str, Any]:
+    """OpenAI's error body; under `/v2` a string alone, all that the clients of that protocol read."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return {"error": message}
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def respond(exc: errors.ModelwrightError) -> JSONResponse:
-    """The answer for one of our errors."""
+def respond(exc: errors.ModelwrightError, path: str) -> JSONResponse:
+    """The answer for one of our errors to a call of `path`."""
     status, kind = next(STATUS[c] for c in type(exc).__mro__ if c in STATUS)
     headers = {"retry-after": str(exc.retry_after)} if exc.retry_after else {}
     if exc.should_retry is not None:
         headers["x-should-retry"] = str(exc.should_retry).lower()
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(envelope(exc.message, kind, exc.code, exc.param), status, headers)
+    return JSONResponse(envelope(exc.message, kind, exc.code, exc.param, path), status, headers)
 
 
 # pydantic names the member of a union that complained; a caller knows only the field.
@@ -53,24 +55,29 @@ _UNION_MEMBER = re.compile(rf"constrained-|function-|.*\[|({'|'.join(TUNERS)}|st
 
 def install(app: FastAPI) -> None:
     """Answer our errors, validation errors and HTTP errors with one envelope; surprises, the middleware does."""
-    app.add_exception_handler(errors.ModelwrightError, _ours)
-    app.add_exception_handler(errors.AlreadyCreated, _replay)
-    app.add_exception_handler(OSError, _disk)
-    app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(HTTPException, _http)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
 
 
-async def _ours(_request: Request, exc: Exception) -> JSONResponse:
+async def answer(request: Request, exc: Exception) -> Response:
+    """The answer to an error that FastAPI did not see; a surprise is raised again."""
+    for kind in type(exc).__mro__:
+        if kind in _HANDLERS:
+            return await _HANDLERS[kind](request, exc)
+    raise exc
+
+
+async def _ours(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, errors.ModelwrightError)
-    return respond(exc)
+    return respond(exc, request.scope["path"])
 
 
-async def _disk(_request: Request, exc: Exception) -> JSONResponse:
+async def _disk(request: Request, exc: Exception) -> JSONResponse:
     """A full disk is the operator's to mend; any other trouble with files is a surprise."""
     if not isinstance(exc, OSError) or exc.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise exc
     message = "the disk is full and nothing was kept: delete files or models, or give the store more space"
-    return respond(errors.StorageFull(message))
+    return respond(errors.StorageFull(message), request.url.path)
 
 
 async def _replay(_request: Request, exc: Exception) -> Response:
@@ -78,7 +85,7 @@ async def _replay(_request: Request, exc: Exception) -> Response:
     return Response(exc.answer, headers={"idempotent-replayed": "true"}, media_type="application/json")
 
 
-async def _validation(_request: Request, exc: Exception) -> JSONResponse:
+async def _validation(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestValidationError)
     found = _most_telling(exc.errors())
     path = [str(p) for p in found["loc"] if p not in ("body", "query", "path", "header")]
@@ -90,7 +97,7 @@ async def _validation(_request: Request, exc: Exception) -> JSONResponse:
     if found["type"] == "json_invalid":
         code, param = "invalid_json", None
         message = f"the body is not valid JSON ({found.get('ctx', {}).get('error', 'cannot be parsed')})"
-    return JSONResponse(envelope(message, "invalid_request_error", code, param), 400)
+    return JSONResponse(envelope(message, "invalid_request_error", code, param, request.url.path), 400)
 
 
 def _most_telling(found: Sequence[Any]) -> Any:
@@ -141,4 +148,13 @@ async def _http(request: Request, exc: Exception) -> JSONResponse:
         message, code = f"no route {request.method} {request.url.path}: GET /docs lists them", "unknown_route"
     elif exc.status_code == 405:
         message, code = f"{request.url.path} does not answer {request.method}", "method_not_allowed"
-    return JSONResponse(envelope(message, kind, code, None), exc.status_code, exc.headers)
+    return JSONResponse(envelope(message, kind, code, None, request.url.path), exc.status_code, exc.headers)
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    errors.ModelwrightError: _ours,
+    errors.AlreadyCreated: _replay,
+    OSError: _disk,
+    RequestValidationError: _validation,
+    HTTPException: _http,
+}

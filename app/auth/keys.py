@@ -25,6 +25,8 @@ ADMIN_KEY_FILE = "admin.key"
 # A revoked key works for this long at most on a gateway that has just seen it; asking Postgres for every
 # prediction would cost more than the prediction.
 _CACHE_SECONDS = 1.0
+# From then on one call asks again, while the others go on with what is known.
+_FRESH_SECONDS = 0.75
 _CACHE_SIZE = 4096
 
 
@@ -42,6 +44,15 @@ class Caller:
                 f"this key has the scopes {', '.join(self.scopes)}; this call needs {scope!r}: "
                 "make a key with `modelwright keys create --scope " + scope + "`"
             )
+
+
+@dataclass(slots=True)
+class _Known:
+    """A key as it was checked some time ago."""
+
+    caller: Caller
+    look_again: float
+    until: float
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ def _found(row: ApiKeyRow | None, key_id: str) -> ApiKeyRow:
 class KeyService:
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._cache: dict[str, tuple[float, Caller]] = {}
+        self._cache: dict[str, _Known] = {}
         self._lock = Lock()
 
     def create(
@@ -150,14 +161,21 @@ class KeyService:
             self._cache.clear()
 
     def cached(self, key: str) -> Caller | None:
-        """The caller behind a key checked less than a second ago; never blocks."""
-        found = self._cache.get(_digest(key))
-        return found[1] if found and found[0] > time.monotonic() else None
+        """The caller behind a key checked less than a second ago; never blocks. None also sends one call to check."""
+        return self.cached_by_id(_digest(key))
+
+    def cached_by_id(self, key_id: str) -> Caller | None:
+        """The same for `check_by_id`."""
+        found, now = self._cache.get(key_id), time.monotonic()
+        if found is None or now >= found.until:
+            return None
+        if now >= found.look_again:
+            found.look_again = found.until
+            return None
+        return found.caller
 
     def check(self, key: str) -> Caller:
         """The caller behind `key`. Raises `Unauthenticated` when it is malformed, unknown, expired or revoked."""
-        if caller := self.cached(key):
-            return caller
         refused = Unauthenticated(
             "the API key is unknown, expired or revoked: `modelwright keys list` shows the keys, "
             "`modelwright keys create` makes one"
@@ -165,13 +183,28 @@ class KeyService:
         match = _KEY.fullmatch(key)
         if match is None:
             raise refused
+        found = self._cache.get(_digest(key))
+        if found is not None and time.monotonic() < found.look_again < found.until:
+            return found.caller  # another call has asked since this one was sent here
         with self._database.unit_of_work() as session:
             row = KeyRepository(session).working(match[1])
         if row is None or not hmac.compare_digest(row.secret_sha256, _digest(match[2])):
             raise refused
+        return self._remember(_digest(key), row)
+
+    def check_by_id(self, key_id: str) -> Caller:
+        """The caller whose key has this id, for what is done in its name. Raises `Unauthenticated` once it is dead."""
+        with self._database.unit_of_work() as session:
+            row = KeyRepository(session).working(key_id)
+        if row is None:
+            raise Unauthenticated(f"the API key {key_id} has expired or was revoked")
+        return self._remember(key_id, row)
+
+    def _remember(self, name: str, row: ApiKeyRow) -> Caller:
         caller = Caller(row.id, row.scopes)
         with self._lock:
             if len(self._cache) >= _CACHE_SIZE:
                 self._cache.clear()
-            self._cache[_digest(key)] = (time.monotonic() + _CACHE_SECONDS, caller)
+            now = time.monotonic()
+            self._cache[name] = _Known(caller, now + _FRESH_SECONDS, now + _CACHE_SECONDS)
         return caller

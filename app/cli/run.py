@@ -1,6 +1,8 @@
 """The single processes: gateway, workers, migrations. `modelwright up` starts the same commands."""
 
 import os
+import signal
+import socket
 import sys
 from typing import Annotated, Literal
 
@@ -15,29 +17,44 @@ from app.core.settings import Settings
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
+Processes = Annotated[int | None, typer.Option(help="Processes on the port. Unset: the setting.", min=1, max=64)]
+Listener = Annotated[int | None, typer.Option(hidden=True, help="Descriptor of a socket that a parent process shares.")]
 
 
-def gateway(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def gateway(
+    host: Host = "127.0.0.1", port: Port = 8000, processes: Processes = None, listener: Listener = None
+) -> None:
     """Run the HTTP gateway against the configured servers."""
     import uvicorn
 
+    from app.cli.gateways import GatewayProcesses
+    from app.cli.server import DrainingServer
+
     settings = connected_settings()
-    _check_database(settings)
-    _check_keys(settings, host)
+    if listener is None:
+        _check_database(settings)
+        _check_keys(settings, host)
+        _follow_supervisor()
+    else:
+        die_with_parent(signal.SIGINT)
     configure_logging(settings, "gateway")
-    _follow_supervisor()
-    uvicorn.run(
+    config = uvicorn.Config(
         "app.main:create_app",
         factory=True,
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http="app.cli.protocol:OneWriteProtocol",
         access_log=False,  # the request log has ids and times
         log_config=None,
         timeout_graceful_shutdown=10,
         server_header=False,
     )
+    count = processes or settings.gateway_processes
+    if listener is None and count > 1:
+        raise typer.Exit(GatewayProcesses(config.bind_socket(), count).run())
+    shared = None if listener is None else socket.socket(fileno=listener)
+    DrainingServer(config, settings.drain_seconds, shared).run()
 
 
 def worker(

@@ -22,6 +22,9 @@ class CatalogueEntry:
     """What to `pip install` where the package is missing."""
 
 
+BASE_ENCODERS = "base:sentence-embedding"
+"""Registry name over the base models that were exported to answer by themselves; its colon bars it to callers."""
+
 CATALOGUE: dict[str, CatalogueEntry] = {
     entry.name: entry
     for entry in (

@@ -19,6 +19,12 @@ class PredictRequest(msgspec.Struct, array_like=True, frozen=True):
     inputs: list[Any]
     """One value an input, already in its task's form (a string, or a map of named fields)."""
     parameters: dict[str, Any]
+    caller: str = ""
+    """Id of the API key: callers take turns."""
+    queued_at: float = 0.0
+    """Unix seconds."""
+    model: str = ""
+    """The version's name, for the worker's metrics."""
 
 
 class PredictReply(msgspec.Struct, array_like=True, frozen=True):

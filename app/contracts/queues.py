@@ -7,18 +7,29 @@ RUN_JOB = "modelwright.run_job"
 """Celery message `{job_id}`: a doorbell. The row in Postgres is the truth."""
 
 PREDICT_DOORBELL = "modelwright:predict:doorbell"
-"""List of the versions with waiting requests, each once; any inference worker may answer any of them."""
+"""List of the lines with waiting requests, each once; any inference worker may answer any of them."""
 
 PREDICT_WAITING = "modelwright:predict:waiting"
-"""Counter of inputs that wait; changed only together with the lists (`app/core/predict_queue.py`)."""
+"""Map of the tokens that wait, in all (field `*`) and by caller; changed only together with the lists
+(`app/core/predict_queue.py`)."""
 
 WORKERS = "modelwright:workers"
 """Hash key prefix of live workers' heartbeats: `<WORKERS>:<role>:<name>`, expiring."""
 
 
-def predict_queue(version_id: str) -> str:
-    """List of encoded requests for one version: a batch never mixes versions."""
-    return f"modelwright:predict:version:{version_id}"
+def inference_connection(worker: str) -> str:
+    """The name of an inference worker's connections: when it is killed they are gone at once, its heartbeat is not."""
+    return f"modelwright-{worker}"
+
+
+def predict_queue(line: str) -> str:
+    """List of encoded requests of one caller for one version (`predict_queue.line`): a batch never mixes versions."""
+    return f"modelwright:predict:line:{line}"
+
+
+def version_statistics(version_id: str) -> str:
+    """Map of the counts of one version's predictions, added to by all gateways."""
+    return f"modelwright:predict:statistics:{version_id}"
 
 
 def reply_list(gateway_id: str) -> str:

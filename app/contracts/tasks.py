@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-TaskName = Literal["text-classification", "token-classification"]
+TaskName = Literal["text-classification", "token-classification", "sentence-embedding"]
 
 
 class ColumnKind(StrEnum):
@@ -59,6 +59,11 @@ class TaskSpec:
     parameters: frozenset[str]
     """Accepted in `/predict`'s `parameters`."""
 
+    @property
+    def trainable(self) -> bool:
+        """Whether a job may train it; base models answer the others as they are."""
+        return bool(self.shapes)
+
 
 TASKS: dict[str, TaskSpec] = {
     spec.name: spec
@@ -91,6 +96,14 @@ TASKS: dict[str, TaskSpec] = {
             metrics=("f1", "precision", "recall", "accuracy", "loss"),
             input_fields=frozenset({"text", "tokens"}),
             parameters=frozenset(),
+        ),
+        TaskSpec(
+            name="sentence-embedding",
+            shapes=(),
+            tuners=frozenset(),
+            metrics=(),
+            input_fields=frozenset({"text"}),
+            parameters=frozenset({"dimensions"}),
         ),
     )
 }

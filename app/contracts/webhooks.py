@@ -9,7 +9,15 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from app.contracts.common import Strict
 
-EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+EventType = Literal[
+    "batch.cancelled",
+    "batch.completed",
+    "batch.expired",
+    "batch.failed",
+    "fine_tuning.job.cancelled",
+    "fine_tuning.job.failed",
+    "fine_tuning.job.succeeded",
+]
 EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import re
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,12 +22,19 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from app.contracts.messages import PredictReply, PredictRequest, decode_reply
-from app.contracts.queues import PREDICT_DOORBELL, PREDICT_WAITING, WORKERS, predict_queue, reply_list
+from app.contracts.queues import (
+    PREDICT_DOORBELL,
+    PREDICT_WAITING,
+    WORKERS,
+    inference_connection,
+    predict_queue,
+    reply_list,
+)
 from app.core.errors import DeadlineExceeded, ModelwrightError, Overloaded, Unavailable
 from app.core.ids import new_id
 from app.core.logging import get_logger
 from app.core.metrics import DataPlaneMetrics
-from app.core.predict_queue import PUSH, pack
+from app.core.predict_queue import PUSH, Push
 from app.core.settings import Settings
 
 CHUNK = 64
@@ -36,23 +43,42 @@ TIMEOUT = 1.0
 """Seconds for one command to Valkey; on a local network one takes 0.0002."""
 BLOCK = 5.0
 """Seconds the reader's blocking pop waits; a silent connection is dropped `TIMEOUT` later."""
-LIVENESS = 1.0
-"""Seconds for which a sighting of a live worker counts, and between looks while a call waits."""
+REFUSE_AGAIN = 0.01
+"""Seconds for which a caller that was refused is refused without asking Valkey: a flood costs the gateway alone."""
+LIVENESS, SIGHTING = 1.0, 2.0
+"""Seconds between looks for live workers while calls wait, and for which a sighting counts."""
+PUSH_AGAIN = 0.1
+"""Seconds until what is sent again is tried once more."""
+RESTART = 0.1
+"""Seconds until a task that failed begins anew."""
+PUSHES = 256
+"""Calls in one command: a large one holds up nobody else's for longer than 2 ms."""
 
 log = get_logger(__name__)
 
 
 @dataclass(eq=False, slots=True)
-class _Pending:
-    request: PredictRequest
-    future: "asyncio.Future[PredictReply]"
+class _Call:
+    """A call that waits for its replies, a request each."""
+
+    requests: list[PredictRequest]
+    replies: dict[str, PredictReply]
+    future: "asyncio.Future[None]"
+    """Done when all replies are there, or with what went wrong."""
+    urgent: bool
+
+    def fail(self, problem: ModelwrightError) -> None:
+        if not self.future.done():
+            self.future.set_exception(problem)
 
 
 class DataPlane:
     """Predictions through Valkey. `start` needs no live server; the reader connects when there is one."""
 
     def __init__(self, redis_url: str, settings: Settings, metrics: DataPlaneMetrics | None = None) -> None:
-        self._limit = settings.queue_limit
+        self._limit = settings.queue_tokens
+        self._refused: dict[str, tuple[float, int]] = {}
+        """caller -> until when it need not ask again, and the tokens that waited."""
         self._reply_to = reply_list(new_id("gw-"))
         self._metrics = metrics or DataPlaneMetrics(CollectorRegistry())
         # No socket timeouts, which redis-py would pay with a task for each command, and whose `wait_for` loses
@@ -67,40 +93,68 @@ class DataPlane:
             BlockingConnectionPool.from_url(redis_url, max_connections=16, timeout=TIMEOUT, **options)
         )
         self._blocking = Redis.from_url(redis_url, **options)
-        self._pending: dict[str, _Pending] = {}
+        self._pending: dict[str, _Call] = {}
+        """Request id -> the call it is part of."""
         self._ids = itertools.count()
-        self._reader: asyncio.Task[None] | None = None
+        self._outbox: list[Push] = []
+        self._posted = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
         self._probe: asyncio.Task[Unavailable | None] | None = None
         self._seen_alive = float("-inf")
         self._known: set[str] = set()
 
     async def start(self) -> None:
-        """Start the reader of replies."""
-        self._reader = asyncio.create_task(self._read_replies(), name="predict-replies")
+        """Start sending, reading replies and watching the workers."""
+        for work in (self._send, self._read_replies, self._watch):
+            self._tasks.append(asyncio.create_task(_forever(work)))
 
     async def stop(self) -> None:
-        """Stop the reader and fail the calls that still wait."""
-        for task in (self._reader, self._probe):
+        """Stop, and fail the calls that still wait."""
+        for task in (*self._tasks, self._probe):
             while task is not None and not task.done():
                 task.cancel()
                 await asyncio.wait([task], timeout=0.1)
-        for pending in self._pending.values():
-            if not pending.future.done():
-                pending.future.set_exception(Unavailable("the gateway stops: send the request again"))
+        for call in self._pending.values():
+            call.fail(Unavailable("the gateway stops: send the request again"))
         await self._commands.aclose()
         await self._blocking.aclose()
 
     async def predict(
-        self, version_id: str, inputs: Sequence[Any], parameters: dict[str, Any], deadline: float
+        self,
+        version_id: str,
+        inputs: Sequence[Any],
+        parameters: dict[str, Any],
+        deadline: float,
+        *,
+        caller: str = "",
+        urgent: bool = False,
+        model: str = "",
     ) -> PredictReply:
-        """The outputs for `inputs`, in order; `deadline` in Unix seconds.
+        """The outputs for `inputs`, in order; `deadline` in Unix seconds. Callers take turns; an `urgent` call's
+        line goes to the front. `model` names the version in the worker's metrics.
 
         What the worker refuses stands in the reply's `error`. Raises `Overloaded`, `DeadlineExceeded` and
         `Unavailable`.
         """
+        if not inputs:
+            return PredictReply(id="", outputs=[])
         started = time.time()
+        requests = [
+            PredictRequest(
+                id=str(next(self._ids)),
+                reply_to=self._reply_to,
+                version_id=version_id,
+                deadline=deadline,
+                inputs=list(inputs[at : at + CHUNK]),
+                parameters=parameters,
+                caller=caller,
+                queued_at=started,
+                model=model,
+            )
+            for at in range(0, len(inputs), CHUNK)
+        ]
         try:
-            reply = await self._predict(version_id, inputs, parameters, deadline, started)
+            reply = await self._ask(requests, urgent=urgent)
         except ModelwrightError as exc:
             outcome = {Overloaded: "refused", DeadlineExceeded: "expired"}.get(type(exc), "unavailable")
             self._metrics.calls.labels(outcome).inc()
@@ -109,119 +163,145 @@ class DataPlane:
         self._metrics.seconds.observe(time.time() - started)
         return reply
 
-    async def _predict(
-        self,
-        version_id: str,
-        inputs: Sequence[Any],
-        parameters: dict[str, Any],
-        deadline: float,
-        started: float,
-    ) -> PredictReply:
-        if not inputs:
-            return PredictReply(id="", outputs=[])
-        if deadline <= started:
-            raise _expired(0.0, len(inputs))
-        await self._require_worker()
+    async def _ask(self, requests: list[PredictRequest], *, urgent: bool) -> PredictReply:
+        first, inputs = requests[0], sum(len(request.inputs) for request in requests)
+        until, waiting = self._refused.get(first.caller, (0.0, 0))
+        if first.queued_at < until:
+            raise self._full(waiting)
+        if first.deadline <= first.queued_at:
+            raise _expired(0.0, inputs)
+        if time.monotonic() - self._seen_alive > SIGHTING and (problem := await self._look_for_workers()):
+            raise problem
+        push = Push(requests, self._limit, urgent=urgent)
         loop = asyncio.get_running_loop()
-        sent = []
-        for at in range(0, len(inputs), CHUNK):
-            request = PredictRequest(
-                id=str(next(self._ids)),
-                reply_to=self._reply_to,
-                version_id=version_id,
-                deadline=deadline,
-                inputs=list(inputs[at : at + CHUNK]),
-                parameters=parameters,
-            )
-            sent.append(_Pending(request, loop.create_future()))
-            self._pending[request.id] = sent[-1]
+        call = _Call(requests, {}, loop.create_future(), urgent)
+        for request in requests:
+            self._pending[request.id] = call
+        left = first.deadline - time.time()
+        timer = loop.call_later(left, lambda: call.fail(_expired(first.deadline - first.queued_at, inputs)))
         try:
-            await self._push([pending.request for pending in sent], self._limit)
-            await self._wait({pending.future for pending in sent}, deadline, started, len(inputs))
-            return _merge([pending.future.result() for pending in sent])
+            self._post(push)
+            await call.future
+            return _merge([call.replies[request.id] for request in requests])
         finally:
-            for pending in sent:
-                del self._pending[pending.request.id]
+            timer.cancel()
+            for request in requests:
+                del self._pending[request.id]
 
     async def workers(self, role: str = "inference") -> list[str]:
-        """Names of the live workers of a role. Raises `Unavailable` when Valkey does not answer."""
+        """Names of the live workers of a role. Raises `Unavailable` when Valkey does not answer.
+
+        A worker lives while its heartbeat is fresh; one of inference must also be connected.
+        """
         prefix = f"{WORKERS}:{role}:"
         found: list[str] = []
         try:
             async with asyncio.timeout(TIMEOUT):
                 async for key in self._commands.scan_iter(match=prefix + "*", count=1000):
                     found.append(key.decode().removeprefix(prefix))
+                if role == "inference" and found:
+                    connected = {client["name"] for client in await self._commands.client_list()}
+                    found = [name for name in found if inference_connection(name) in connected]
         except (RedisError, OSError) as exc:
             raise _away(exc) from exc
         return sorted(found)
 
     async def waiting(self) -> int:
-        """Inputs in the queue. Raises `Unavailable` when Valkey does not answer."""
+        """Tokens in the queue, estimated. Raises `Unavailable` when Valkey does not answer."""
         try:
             async with asyncio.timeout(TIMEOUT):
-                return int(await self._commands.get(PREDICT_WAITING) or 0)
+                return int(await cast(Awaitable[bytes | None], self._commands.hget(PREDICT_WAITING, "*")) or 0)
         except (RedisError, OSError) as exc:
             raise _away(exc) from exc
 
-    async def _push(self, requests: list[PredictRequest], limit: int) -> None:
-        """All requests (of one version) or none, in one atomic step."""
-        version_id, inputs = requests[0].version_id, sum(len(r.inputs) for r in requests)
-        keys = (predict_queue(version_id), PREDICT_DOORBELL, PREDICT_WAITING)
-        items = [pack(request) for request in requests]
+    def _post(self, push: Push) -> None:
+        self._outbox.append(push)
+        self._posted.set()
+
+    async def _send(self) -> None:
+        """Push what was posted, for ever; what is posted during one push goes with the next, in one command."""
+        while True:
+            await self._posted.wait()
+            self._posted.clear()
+            # Nobody waits any more for a call that has expired or that its client has given up.
+            posted = [push for push in self._outbox if self._waits(push)]
+            self._outbox.clear()
+            for at in range(0, len(posted), PUSHES):
+                await self._push(posted[at : at + PUSHES])
+
+    def _waits(self, push: Push) -> bool:
+        call = self._pending.get(push.request_id)
+        return call is not None and not call.future.done()
+
+    async def _push(self, posted: list[Push]) -> None:
+        """In one atomic step; a call that is refused, or whose push failed, hears it."""
+        arguments = [argument for push in posted for argument in push.arguments]
+        problem: ModelwrightError | None = None
+        waiting, admitted = 0, [False] * len(posted)
         try:
             async with asyncio.timeout(TIMEOUT):
                 # EVAL, not EVALSHA: Valkey caches by hash all the same; a restarted server needs no reload.
-                call = self._commands.eval(PUSH, 3, *keys, limit, version_id, inputs, *cast(list[str], items))
-                admitted, waiting = await cast(Awaitable[tuple[int, int]], call)
+                call = self._commands.eval(
+                    PUSH, 2, PREDICT_DOORBELL, PREDICT_WAITING, predict_queue(""), *cast(list[str], arguments)
+                )
+                waiting, *admitted = await cast(Awaitable[list[Any]], call)
         except (RedisError, OSError) as exc:
-            raise _away(exc) from exc
-        if not admitted:
-            raise Overloaded(
-                f"{waiting} inputs wait and this call brings {inputs}; the limit is {limit}: try again in "
-                f"{Overloaded.retry_after} s, send fewer, start more workers or raise MODELWRIGHT_QUEUE_LIMIT"
-            )
+            problem = _away(exc)
+        for push, ok in zip(posted, admitted, strict=True):
+            if ok:
+                continue
+            if problem and push.again:  # a connection of the pool that the lost server had
+                asyncio.get_running_loop().call_later(PUSH_AGAIN, self._post, push)
+                continue
+            if problem is None:
+                if len(self._refused) > 1000:
+                    self._refused.clear()
+                self._refused[push.caller] = (time.time() + REFUSE_AGAIN, waiting)
+            if waits := self._pending.get(push.request_id):
+                waits.fail(problem or self._full(waiting))
 
-    async def _wait(
-        self, futures: "set[asyncio.Future[PredictReply]]", deadline: float, started: float, inputs: int
-    ) -> None:
-        left = futures
-        while left:
-            budget = deadline - time.time()
-            if budget <= 0:
-                raise _expired(deadline - started, inputs)
-            # Until the last sighting is stale, whoever made it: a frozen Valkey is noticed within two seconds.
-            stale = self._seen_alive + LIVENESS - time.monotonic()
-            _, left = await asyncio.wait(left, timeout=min(budget, max(0.0, stale)))
-            if left:
-                await self._require_worker()
+    def _full(self, waiting: int) -> Overloaded:
+        return Overloaded(
+            f"about {waiting:,} tokens wait; the limit is {self._limit:,}: try again in {Overloaded.retry_after} s, "
+            "send less at once, start more inference workers or raise MODELWRIGHT_QUEUE_TOKENS"
+        )
 
-    async def _require_worker(self) -> None:
-        """Raises `Unavailable` unless a worker was seen within `LIVENESS`; all callers share one look."""
-        if time.monotonic() - self._seen_alive < LIVENESS:
-            return
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._look_for_workers())
-        if problem := await asyncio.shield(self._probe):
-            raise problem
+    async def _watch(self) -> None:
+        """While calls wait, look for live workers: a frozen Valkey or a lost worker is noticed within two seconds."""
+        while True:
+            await asyncio.sleep(LIVENESS)
+            if self._pending and (problem := await self._look_for_workers()):
+                for call in list(self._pending.values()):
+                    call.fail(problem)
 
     async def _look_for_workers(self) -> Unavailable | None:
+        """What is wrong, if anything; all that ask at the same time share one look."""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._look())
+        return await asyncio.shield(self._probe)
+
+    async def _look(self) -> Unavailable | None:
         try:
             alive = set(await self.workers())
-            if not alive:
-                return Unavailable("no live inference worker: start one with `modelwright worker inference`")
-            if self._known - alive:
-                await self._resend("worker_lost")
         except Unavailable as exc:
             return exc
+        if not alive:
+            return Unavailable("no live inference worker: start one with `modelwright worker inference`")
+        if self._known - alive:
+            self._resend("worker_lost")
         self._known, self._seen_alive = alive, time.monotonic()
         return None
 
-    async def _resend(self, reason: str) -> None:
+    def _resend(self, reason: str) -> None:
         """Send again what still waits: who took it, or the queue that held it, is gone."""
-        now = time.time()
-        waiting = [p.request for p in self._pending.values() if not p.future.done() and p.request.deadline > now]
-        for request in waiting:
-            await self._push([request], limit=1 << 52)  # admitted once already
+        waiting = [
+            (request, call)
+            for call in {id(call): call for call in self._pending.values()}.values()
+            for request in call.requests
+            if request.id not in call.replies and not call.future.done()
+        ]
+        for request, call in waiting:
+            self._post(Push([request], None, urgent=call.urgent))
             self._metrics.resent.inc()
         log.info("predict_resent", reason=reason, requests=len(waiting))
 
@@ -231,14 +311,15 @@ class DataPlane:
         while True:
             try:
                 if lost:
-                    await self._resend("connection_lost")
+                    await self._blocking.ping()
+                    self._resend("connection_lost")
                     lost, pause = False, 0.05
                 call = self._blocking.blmpop(BLOCK, 1, self._reply_to, direction="LEFT", count=256)
                 async with asyncio.timeout(BLOCK + TIMEOUT):
                     popped = await cast(Awaitable[list[Any] | None], call)
                 for data in popped[1] if popped else ():
                     self._resolve(data)
-            except (RedisError, OSError, Unavailable) as exc:
+            except (RedisError, OSError) as exc:
                 if not lost:
                     log.warning("predict_reader_lost_valkey", reason=str(exc))
                 lost = True
@@ -251,9 +332,22 @@ class DataPlane:
         except msgspec.DecodeError as exc:
             log.error("predict_reply_unreadable", reason=str(exc))
             return
-        pending = self._pending.get(reply.id)
-        if pending is not None and not pending.future.done():  # else: given up, or answered twice
-            pending.future.set_result(reply)
+        call = self._pending.get(reply.id)
+        if call is None or call.future.done():  # given up, or answered twice
+            return
+        call.replies[reply.id] = reply
+        if len(call.replies) == len(call.requests):
+            call.future.set_result(None)
+
+
+async def _forever(work: Callable[[], Awaitable[None]]) -> None:
+    """A bug in one call must not end the task that all later ones need."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("predict_task_failed")
+            await asyncio.sleep(RESTART)
 
 
 def _merge(replies: list[PredictReply]) -> PredictReply:

@@ -1,12 +1,16 @@
 """Prometheus metrics, made over a registry that the process hands in: nothing global, nothing at import."""
 
+import os
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class GatewayMetrics:
-    """What one gateway process counts."""
+    """What one gateway process counts; shown with what the others on its port count, if there are any."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -23,17 +27,23 @@ class GatewayMetrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.predicted_inputs = Counter(
-            "modelwright_predicted_inputs", "Inputs answered, by version.", ["model"], registry=self.registry
-        )
         self.queue_waiting = Gauge(
-            "modelwright_predict_queue_inputs", "Inputs that wait for a worker.", registry=self.registry
+            "modelwright_predict_queue_tokens",
+            "Tokens, estimated, that wait for a worker.",
+            registry=self.registry,
+            multiprocess_mode="mostrecent",  # one queue: whoever is asked looks
         )
         self.plane = DataPlaneMetrics(self.registry)
+        self.versions = VersionMetrics(self.registry)
+
+        self._shown = self.registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # set by `app/cli/gateways.py`: values are in files then
+            self._shown = CollectorRegistry()
+            MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]
 
     def render(self) -> bytes:
         """Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._shown)
 
 
 class DataPlaneMetrics:
@@ -59,32 +69,89 @@ class DataPlaneMetrics:
         )
 
 
-class InferenceMetrics:
-    """One inference worker."""
+class VersionMetrics:
+    """Predictions by the version that made them, whichever route asked."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._calls = Counter(
+            "modelwright_version_calls",
+            "Calls by version and outcome: answered, or the error's code.",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self._inputs = Counter(
+            "modelwright_predicted_inputs", "Inputs answered, by version.", ["model"], registry=registry
+        )
+        self._seconds = Histogram(
+            "modelwright_version_seconds",
+            "From the call to its outputs, of answered calls.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._shadow = Counter(
+            "modelwright_shadow_inputs",
+            "Inputs copied to a shadow version, by whether it agrees: yes, no, error, or skipped.",
+            ["model", "shadow", "agree"],
+            registry=registry,
+        )
+        # By labels, found once: it takes longer than the counting.
+        self._calls_of, self._inputs_of = cache(self._calls.labels), cache(self._inputs.labels)
+        self._seconds_of = cache(self._seconds.labels)
+
+    def answered(self, model: str, inputs: int, seconds: float) -> None:
+        self._calls_of(model, "answered").inc()
+        self._inputs_of(model).inc(inputs)
+        self._seconds_of(model).observe(seconds)
+
+    def failed(self, model: str, code: str) -> None:
+        self._calls_of(model, code).inc()
+
+    def shadowed(self, model: str, shadow: str, agree: str, inputs: int) -> None:
+        self._shadow.labels(model, shadow, agree).inc(inputs)
+
+
+class InferenceMetrics:
+    """One inference worker. `model` is a version's name; each stage of a request has its own histogram."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def seconds(name: str, what: str) -> Histogram:
+            return Histogram(f"modelwright_inference_{name}", what, ["model"], buckets=_SECONDS, registry=registry)
+
+        self.registry = registry
         self.requests = Counter(
             "modelwright_inference_requests",
             "Requests taken, by outcome: answered, expired (never computed), or the error's code.",
             ["outcome"],
             registry=registry,
         )
-        self.rows = Counter("modelwright_inference_rows", "Rows computed.", registry=registry)
+        self.rows = Counter("modelwright_inference_rows", "Rows computed.", ["model"], registry=registry)
         self.tokens = Counter(
             "modelwright_inference_tokens",
             "Tokens computed, by kind: real or padding.",
-            ["kind"],
+            ["model", "kind"],
             registry=registry,
         )
         self.batch_rows = Histogram(
             "modelwright_inference_batch_rows",
             "Rows in a batch.",
+            ["model"],
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             registry=registry,
         )
-        self.batch_seconds = Histogram(
-            "modelwright_inference_batch_seconds",
-            "Time of one batch in the runtime.",
+        self.padding = Histogram(
+            "modelwright_inference_padding_share",
+            "Padding in a batch, as a share of its tokens.",
+            ["model"],
+            buckets=(0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+            registry=registry,
+        )
+        self.queue_seconds = seconds("queue_seconds", "From the gateway's push to a worker's take, one a request.")
+        self.tokenize_seconds = seconds("tokenize_seconds", "Tokenizing one request.")
+        self.batch_seconds = seconds("batch_seconds", "One batch in the runtime.")
+        self.reply_seconds = Histogram(
+            "modelwright_inference_reply_seconds",
+            "Sending the replies of one batch.",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -95,3 +162,6 @@ class InferenceMetrics:
             registry=registry,
         )
         self.loaded = Gauge("modelwright_inference_loaded_versions", "Versions in memory.", registry=registry)
+        self.loaded_bytes = Gauge(
+            "modelwright_inference_loaded_bytes", "Memory of the loaded versions, estimated.", registry=registry
+        )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.contracts.providers import ProviderSetting
 from app.core.addresses import readable_allow
 
 MIB = 1 << 20
@@ -35,8 +36,8 @@ class Settings(BaseSettings):
     hub: bool = False
     """Let the trainer fetch base models from the model hub. Off: the service never uses the network."""
 
-    provider: Literal["auto", "onnxruntime-cpu", "cuda"] = "auto"
-    """Execution provider of the inference worker."""
+    provider: ProviderSetting = "auto"
+    """Execution provider of the inference worker; `auto` measures which is fastest where it runs."""
 
     organization: str = Field("modelwright", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The `<org>` part of `ft:<base>:<org>:<suffix>:<id>` and `organization_id` on jobs."""
@@ -53,17 +54,30 @@ class Settings(BaseSettings):
     max_input_chars: int = Field(100_000, gt=0)
     """Characters in one input; a page of text is about 3,000."""
 
-    queue_limit: int = Field(8192, gt=0)
-    """Inputs that may wait for the inference workers before callers get 429."""
+    queue_tokens: int = Field(16_384, gt=0)
+    """Tokens, estimated, that may wait for the inference workers before callers get 429: 256 texts of 250 letters,
+    which two cores answer in 2 s with a small encoder."""
 
     predict_timeout_ms: int = Field(30_000, gt=0, le=600_000)
     """Deadline of a prediction whose caller sets none."""
 
-    batch_tokens: int = Field(4096, gt=0)
-    """Padded tokens in one inference batch: 32 rows of 128. More raises latency, not throughput."""
+    gateway_processes: int = Field(1, gt=0, le=64)
+    """Processes of one gateway, which share its port; `modelwright gateway --processes` sets another."""
 
-    session_limit: int = Field(8, gt=0)
-    """Versions an inference worker keeps loaded; the least recently used leaves first."""
+    drain_seconds: float = Field(2.0, ge=0, le=300)
+    """How long a gateway that was told to stop is unready and still answers; a load balancer must notice meanwhile."""
+
+    batch_tokens: int | None = Field(None, gt=0)
+    """Most padded tokens in one inference batch. Unset: what suits the provider, 512 on a processor's lane."""
+
+    metrics_address: str | None = Field(None, pattern=r"^[A-Za-z0-9_.\[\]:-]*:[0-9]{1,5}$")
+    """`host:port` on which an inference worker shows its metrics, to anybody who gets there. Unset: nowhere."""
+
+    session_memory_bytes: int = Field(4 << 30, gt=0)
+    """Memory for loaded versions in an inference worker; the least recently used leaves first, pinned ones last."""
+
+    batch_concurrency: int = Field(4, ge=0)
+    """Lines of batches that one gateway process has in flight; 0: it runs none."""
 
     lease_seconds: float = Field(45.0, gt=0)
     """A worker silent for this long has lost its job."""

@@ -1,13 +1,14 @@
 """Rows of checkpoints. A row stands for a checkpoint that was verified; the store may hold others."""
 
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.core.ids import new_id
+from app.registry.exports import stands
 from app.registry.paging import page
 from app.registry.tables import CheckpointRow, JobRow
 
@@ -59,11 +60,8 @@ class CheckpointRepository:
         The caller holds the row's lock, so there is one export at a time.
         """
         made = self.session.get(JobRow, row.export_job) if row.export_job else None
-        if made is not None:
-            now: datetime = self.session.scalars(select(func.clock_timestamp())).one()
-            failed_at = made.finished_at if made.state in ("failed", "cancelled") else None
-            if failed_at is None or now - failed_at < again_after:
-                return made
+        if made is not None and stands(self.session, made, again_after):
+            return made
         job = JobRow(
             id=new_id("exjob-"),
             kind="export",

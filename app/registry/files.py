@@ -2,11 +2,12 @@
 
 from typing import Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, union_all
 from sqlalchemy.orm import Session
 
+from app.contracts.batches import OPEN_STATUSES
 from app.registry.paging import page
-from app.registry.tables import FileRow, UploadPartRow, UploadRow
+from app.registry.tables import BatchRow, FileRow, JobRow, UploadPartRow, UploadRow
 
 
 class FileRepository:
@@ -41,15 +42,13 @@ class FileRepository:
         return page(self.session, query, FileRow, after=after, limit=limit, order=order)
 
     def in_use(self, file_id: str) -> str | None:
-        """The id of an unfinished job that needs the file."""
-        from app.registry.tables import JobRow
-
-        return self.session.scalars(
-            select(JobRow.id).where(
-                JobRow.finished_at.is_(None),
-                (JobRow.training_file == file_id) | (JobRow.validation_file == file_id) | (JobRow.test_file == file_id),
-            )
-        ).first()
+        """The id of an unfinished job or batch that needs the file."""
+        jobs = select(JobRow.id).where(
+            JobRow.finished_at.is_(None),
+            (JobRow.training_file == file_id) | (JobRow.validation_file == file_id) | (JobRow.test_file == file_id),
+        )
+        batches = select(BatchRow.id).where(BatchRow.status.in_(OPEN_STATUSES), BatchRow.input_file == file_id)
+        return self.session.scalars(union_all(jobs, batches)).first()
 
 
 class UploadRepository:

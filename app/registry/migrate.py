@@ -37,8 +37,8 @@ def _connected(url: str) -> Iterator[Connection]:
         engine.dispose()
 
 
-def upgrade(url: str) -> None:
-    """Run the missing migrations; safe to call from several processes at once.
+def upgrade(url: str, revision: str = "head") -> None:
+    """Run the missing migrations up to `revision`; safe to call from several processes at once.
 
     Raises `Unavailable` when the server does not answer.
     """
@@ -46,7 +46,7 @@ def upgrade(url: str) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         config = _config()
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
 
 
 def revisions(url: str) -> tuple[str | None, str | None]:

@@ -1,9 +1,9 @@
-"""Rows of models, versions and aliases: names in, versions out."""
+"""Rows of models and versions: names in, versions out. Aliases are changed in `aliases.py`."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -12,6 +12,14 @@ from app.registry.paging import page
 from app.registry.tables import AliasRow, ModelRow, VersionRow
 
 _REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:@([A-Za-z0-9][A-Za-z0-9._-]{0,63})|:([1-9][0-9]{0,8}))?")
+
+
+class Found(NamedTuple):
+    """What a reference means now."""
+
+    version: VersionRow
+    alias: AliasRow | None = None
+    """The alias it was found by, which may send shares of the requests elsewhere."""
 
 
 class ModelRepository:
@@ -36,24 +44,32 @@ class ModelRepository:
         return page(self.session, query, VersionRow, after=after, limit=limit)
 
     def resolve(self, reference: str) -> VersionRow | None:
+        """The version that `reference` names; of an alias with weights, the one with the largest share."""
+        found = self.find(reference)
+        return found.version if found else None
+
+    def find(self, reference: str) -> Found | None:
         """`name` (alias `production`, else newest), `name@alias`, `name:number` or an `ft:` id; None if unknown."""
         live = select(VersionRow).where(VersionRow.deleted_at.is_(None))
         if reference.startswith("ft:"):
-            return self.session.scalars(live.where(VersionRow.ft_id == reference)).first()
+            return self._first(live.where(VersionRow.ft_id == reference))
         match = _REFERENCE.fullmatch(reference)
         model = self.by_name(match[1]) if match else None
         if match is None or model is None:
             return None
         if match[3]:
-            query = live.where(VersionRow.model_id == model.id, VersionRow.number == int(match[3]))
-            return self.session.scalars(query).first()
+            return self._first(live.where(VersionRow.model_id == model.id, VersionRow.number == int(match[3])))
         alias = self.session.get(AliasRow, (model.id, match[2] or "production"))
         if alias is not None and alias.version.deleted_at is None:
-            return alias.version
+            return Found(alias.version, alias)
         if match[2]:
             return None
         numbered = live.where(VersionRow.model_id == model.id, VersionRow.number.is_not(None))
-        return self.session.scalars(numbered.order_by(VersionRow.number.desc()).limit(1)).first()
+        return self._first(numbered.order_by(VersionRow.number.desc()).limit(1))
+
+    def _first(self, query: Select[VersionRow]) -> Found | None:
+        row = self.session.scalars(query).first()
+        return Found(row) if row else None
 
     def version(self, version_id: str) -> VersionRow | None:
         return self.session.get(VersionRow, version_id)
@@ -78,31 +94,6 @@ class ModelRepository:
         self.session.add(row)
         self.session.flush()
         return row
-
-    # --- aliases ---
-
-    def aliases(self, model_id: str) -> list[AliasRow]:
-        query = select(AliasRow).where(AliasRow.model_id == model_id).order_by(AliasRow.alias)
-        return list(self.session.scalars(query).unique())
-
-    def aliases_of(self, version_id: str) -> list[str]:
-        return list(self.session.scalars(select(AliasRow.alias).where(AliasRow.version_id == version_id)))
-
-    def set_alias(self, model_id: str, alias: str, version_id: str) -> None:
-        self.session.execute(
-            insert(AliasRow)
-            .values(model_id=model_id, alias=alias, version_id=version_id)
-            .on_conflict_do_update(
-                index_elements=["model_id", "alias"],
-                set_={"version_id": version_id, "updated_at": func.clock_timestamp()},
-            )
-        )
-
-    def drop_alias(self, model_id: str, alias: str) -> bool:
-        row = self.session.get(AliasRow, (model_id, alias))
-        if row is not None:
-            self.session.delete(row)
-        return row is not None
 
     def delete_version(self, row: VersionRow) -> None:
         row.deleted_at = self.session.scalar(select(func.clock_timestamp()))

@@ -7,14 +7,17 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.contracts.batches import OPEN_STATUSES
 from app.core.errors import QuotaExceeded, StorageQuotaExceeded
-from app.registry.tables import ApiKeyRow, FileRow, JobRow, UploadRow
+from app.registry.tables import ApiKeyRow, BatchRow, FileRow, JobRow, UploadRow
 
 
 def require_job(session: Session, key_id: str, default: int) -> None:
-    """Raises `QuotaExceeded` when the key has as many unfinished jobs as it may."""
+    """Raises `QuotaExceeded` when the key has as many unfinished jobs, batches included, as it may."""
     jobs = select(func.count()).where(JobRow.key_id == key_id, JobRow.finished_at.is_(None))
-    limit, used = _limit_and_use(session, key_id, ApiKeyRow.max_queued_jobs, default, jobs)
+    batches = select(func.count()).where(BatchRow.key_id == key_id, BatchRow.status.in_(OPEN_STATUSES))
+    use = select(jobs.scalar_subquery() + batches.scalar_subquery())
+    limit, used = _limit_and_use(session, key_id, ApiKeyRow.max_queued_jobs, default, use)
     if used >= limit:
         raise QuotaExceeded(
             f"this key has {used:,} unfinished jobs; its limit is {limit:,}: wait until one ends, cancel one, or have "

@@ -12,8 +12,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, delete, exists, false, func, or_, select, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
+from app.contracts.batches import OPEN_STATUSES
 from app.registry.creations import CreationRepository
 from app.registry.tables import (
+    BatchRow,
     CheckpointRow,
     FileRow,
     JobRow,
@@ -116,6 +118,10 @@ class SweepRepository:
         # Also of completed ones: their parts are removed at once, unless the gateway died before it could.
         return self._may_go(UploadRow.id, ids, UploadRow.expires_at < _NOW - GRACE)
 
+    def batches(self, ids: Sequence[str]) -> dict[str, bool]:
+        """Their answers in parts, which are one file once a batch has ended."""
+        return self._may_go(BatchRow.id, ids, BatchRow.status.not_in(OPEN_STATUSES))
+
     def checkpoints(self, keys: Sequence[str]) -> dict[str, bool]:
         old = CheckpointRow.deleted_at < _NOW - GRACE
         return self._may_go(CheckpointRow.key, keys, old & ~_uses_checkpoint())
@@ -156,7 +162,10 @@ class SweepRepository:
 
 def _uses_file() -> ColumnElement[bool]:
     splits = (JobRow.training_file, JobRow.validation_file, JobRow.test_file)
-    return exists().where(JobRow.finished_at.is_(None), or_(*(split == FileRow.id for split in splits)))
+    return or_(
+        exists().where(JobRow.finished_at.is_(None), or_(*(split == FileRow.id for split in splits))),
+        exists().where(BatchRow.status.in_(OPEN_STATUSES), BatchRow.input_file == FileRow.id),
+    )
 
 
 def _uses_checkpoint() -> ColumnElement[bool]:

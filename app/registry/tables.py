@@ -21,6 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from app.contracts.catalogue import BASE_ENCODERS
+
 Json = dict[str, Any]
 _NOW = func.clock_timestamp()
 """Not `now()`, which stands still in a transaction: rows written together must keep their order."""
@@ -122,7 +124,8 @@ class JobRow(Base):
     model_name: Mapped[str] = mapped_column(String(64))
     suffix: Mapped[str | None] = mapped_column(String(64))
     seed: Mapped[int] = mapped_column(BigInteger)
-    training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    training_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    """None: an export of a base model, or a batch (whose input is in `request`)."""
     validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     test_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     request: Mapped[Json]
@@ -224,7 +227,7 @@ class VersionRow(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
     number: Mapped[int | None]
-    """None: an exported checkpoint, which answers to its `ft:` id alone."""
+    """None: an exported checkpoint, which answers to its `ft:` id alone, or a base model under its own name."""
     ft_id: Mapped[str] = mapped_column(String(256), unique=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
     task: Mapped[str] = mapped_column(String(64))
@@ -249,19 +252,91 @@ class VersionRow(Base):
 
     @property
     def label(self) -> str:
-        """`name:number`, or the `ft:` id of an exported checkpoint."""
-        return self.ft_id if self.number is None else f"{self.model.name}:{self.number}"
+        """`name:number`; without a number, the base model's name, or the `ft:` id of an exported checkpoint."""
+        if self.number is not None:
+            return f"{self.model.name}:{self.number}"
+        return self.base_model if self.model.name == BASE_ENCODERS else self.ft_id
 
 
 class AliasRow(Base):
-    """A movable pointer such as `production`."""
+    """A movable pointer such as `production`; it may send shares of the traffic to several versions."""
 
     __tablename__ = "aliases"
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), primary_key=True)
     alias: Mapped[str] = mapped_column(String(64), primary_key=True)
     version_id: Mapped[str] = mapped_column(ForeignKey("versions.id"))
+    """The version that answers; with `weights`, the one with the largest share."""
+    weights: Mapped[Json | None]
+    """Version id -> share of the requests (0 to 1, sum 1); None: all to `version_id`."""
+    shadow_id: Mapped[str | None] = mapped_column(ForeignKey("versions.id"))
+    """A version that gets a copy of each request and whose answers are compared and never returned."""
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW, onupdate=_NOW)
-    version: Mapped[VersionRow] = relationship(lazy="joined")
+    version: Mapped[VersionRow] = relationship(lazy="joined", foreign_keys=[version_id])
+
+
+class AliasChangeRow(Base):
+    """One change of an alias: the history, and what a rollback goes back to."""
+
+    __tablename__ = "alias_changes"
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    alias: Mapped[str] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(16))
+    """`set`, `rollback` or `delete`"""
+    version_id: Mapped[str | None] = mapped_column(ForeignKey("versions.id"))
+    weights: Mapped[Json | None]
+    shadow_id: Mapped[str | None] = mapped_column(ForeignKey("versions.id"))
+    key_id: Mapped[str | None] = mapped_column(String(32))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    __table_args__ = (Index("ix_alias_changes_alias", "model_id", "alias", "number"),)
+
+
+class PinRow(Base):
+    """Desired state of a version in the inference workers: kept loaded, or unloaded on purpose."""
+
+    __tablename__ = "pins"
+    version_id: Mapped[str] = mapped_column(ForeignKey("versions.id"), primary_key=True)
+    loaded: Mapped[bool]
+    """True: every inference worker with room keeps it in memory; False: it is refused until somebody loads it."""
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW, onupdate=_NOW)
+
+
+class BatchRow(Base):
+    """A batch of requests over a file; a gateway that holds its lease runs it."""
+
+    __tablename__ = "batches"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str] = mapped_column(String(32))
+    endpoint: Mapped[str] = mapped_column(String(64))
+    input_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    completion_window: Mapped[str] = mapped_column(String(16))
+    metadata_: Mapped[Json | None] = mapped_column("metadata")
+    output_expires_after: Mapped[int | None]
+    status: Mapped[str] = mapped_column(String(16), server_default="validating")
+    errors: Mapped[Json | None]
+    total: Mapped[int] = mapped_column(server_default=text("0"))
+    completed: Mapped[int] = mapped_column(server_default=text("0"))
+    failed: Mapped[int] = mapped_column(server_default=text("0"))
+    done: Mapped[int] = mapped_column(server_default=text("0"))
+    """Lines of the input whose answers are stored: a run goes on after them."""
+    output_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    error_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    owner: Mapped[str | None] = mapped_column(String(128))
+    fence: Mapped[int] = mapped_column(server_default=text("0"))
+    lease_until: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    expires_at: Mapped[datetime]
+    in_progress_at: Mapped[datetime | None]
+    finalizing_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+    failed_at: Mapped[datetime | None]
+    expired_at: Mapped[datetime | None]
+    cancelling_at: Mapped[datetime | None]
+    cancelled_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index("ix_batches_created", "created_at", "id"),
+        Index("ix_batches_open", "status", "lease_until"),
+    )
 
 
 class CreationRow(Base):

@@ -121,15 +121,15 @@ class FileService:
         return row, self._store.open(f"files/{row.id}")
 
     def delete(self, file_id: str) -> None:
-        """Raises `InvalidRequest` while an unfinished job needs the file."""
+        """Raises `InvalidRequest` while an unfinished job or batch needs the file."""
         with self._database.unit_of_work() as session:
             files = FileRepository(session)
             row = files.get(file_id, lock="change")
             if row is None:
                 raise NotFound(f"no file {file_id!r}: GET /v1/files lists them", param="file_id")
-            if job := files.in_use(file_id):
+            if user := files.in_use(file_id):
                 raise InvalidRequest(
-                    f"file {file_id} is used by the unfinished job {job}: cancel it or wait for its end",
+                    f"file {file_id} is used by the unfinished {user}: cancel that or wait for its end",
                     code="file_in_use",
                     param="file_id",
                 )

@@ -55,6 +55,10 @@ class FineTuningService:
         if request.from_checkpoint is not None:
             _check_start(session, request, task)
         name = request.suffix or default_name(request.model, task)
+        if name.lower() in map(str.lower, self._models.base_names()):
+            raise InvalidRequest(
+                f"suffix {name!r} is the name of a base model, which answers to it: choose another", param="suffix"
+            )
         row = JobRow(
             id=new_id("ftjob-"),
             kind="training",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from app.core.dataplane import DataPlane
+from app.core.drain import draining
 from app.core.errors import ModelwrightError
 from app.registry.session import Database
 
@@ -31,7 +32,9 @@ class HealthService:
         return await asyncio.shield(self._running)
 
     async def _check(self) -> list[Check]:
-        return list(await asyncio.gather(self._postgres(), self._workers("inference"), self._workers("trainer")))
+        asked = await asyncio.gather(self._postgres(), self._workers("inference"), self._workers("trainer"))
+        stops = [Check("gateway", False, "told to stop: it finishes what it has")] if draining.is_set() else []
+        return [*stops, *asked]
 
     async def _postgres(self) -> Check:
         def ask() -> None:

@@ -15,8 +15,14 @@ MIN_ROWS = 4
 
 
 def chosen_task(request: FineTuningRequest, profile: DatasetProfile) -> TaskSpec:
-    """The task asked for, else the one whose columns the file has."""
+    """The task asked for, else the one whose columns the file has. Raises `InvalidRequest`."""
     if request.task is not None:
+        if not TASKS[request.task].trainable:
+            raise InvalidRequest(
+                f"task {request.task!r} cannot be trained yet: base models answer it as they are; choose from "
+                f"{', '.join(name for name, task in TASKS.items() if task.trainable)}",
+                param="task",
+            )
         return TASKS[request.task]
     task = infer_task(profile, request.dataset)
     if task is None:

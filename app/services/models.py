@@ -1,6 +1,6 @@
-"""The registry as callers see it: references to versions, lists, aliases, deletion."""
+"""The registry as callers see it: references to versions, lists, deletion. Aliases are changed in `aliases.py`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from time import monotonic
 
@@ -8,13 +8,19 @@ from app.contracts.catalogue import CATALOGUE
 from app.contracts.manifest import Serving
 from app.core.errors import InvalidRequest, NotFound
 from app.core.settings import Settings
-from app.registry.models import ModelRepository
+from app.registry.aliases import AliasRepository
+from app.registry.models import Found, ModelRepository
+from app.registry.pins import PinRepository
 from app.registry.session import Database
-from app.registry.tables import AliasRow, ModelRow, VersionRow
+from app.registry.tables import ModelRow, VersionRow
 from app.services.checkpoints import CheckpointService
+from app.services.exports import ExportService
+from app.services.traffic import Draws, Route
 
 # An alias moved on another gateway is seen here after at most this long.
 _CACHE_SECONDS = 2.0
+# From then on one caller looks again, while the others go on with what is known.
+_FRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -25,45 +31,96 @@ class ServableVersion:
     name: str
     """`support-intents:3`"""
     serving: Serving
+    shadow: "ServableVersion | None" = None
+    """Gets a copy of what this one answers under the name that was asked for."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """A reference as it was resolved some time ago."""
+
+    route: Route[ServableVersion]
+    look_again: float
+    until: float
 
 
 class ModelService:
-    def __init__(self, database: Database, checkpoints: CheckpointService, settings: Settings) -> None:
-        self._database, self._checkpoints, self._settings = database, checkpoints, settings
-        self._cache: dict[str, tuple[float, ServableVersion]] = {}
+    def __init__(
+        self, database: Database, checkpoints: CheckpointService, exports: ExportService, settings: Settings
+    ) -> None:
+        self._database, self._checkpoints, self._exports, self._settings = database, checkpoints, exports, settings
+        self._cache: dict[str, _Known] = {}
         self._lock = Lock()
+        self._draws = Draws()
 
     # --- for predictions ---
 
-    def cached(self, reference: str) -> ServableVersion | None:
-        """A version resolved less than two seconds ago; never blocks."""
-        found = self._cache.get(reference)
-        return found[1] if found and found[0] > monotonic() else None
+    def cached(self, reference: str, sticky: str | None = None) -> ServableVersion | None:
+        """A version for one request, by what was resolved less than two seconds ago; never blocks.
 
-    def resolve(self, reference: str) -> ServableVersion:
-        """Raises `NotFound` for a name, alias, number or id that no ready version has."""
-        row = self.version(reference)
-        found = ServableVersion(row.id, row.label, Serving.model_validate(row.serving))
+        None also sends one caller a second to look again: the others wait for no database.
+        """
+        known, now = self._cache.get(reference), monotonic()
+        if known is None or now >= known.until:
+            return None
+        if now >= known.look_again:
+            known.look_again = known.until
+            return None
+        return known.route.choose(sticky, self._draws)
+
+    def resolve(self, reference: str, sticky: str | None = None) -> ServableVersion:
+        """A version for one request. Raises `NotFound` for a name, alias, number or id that no ready version has."""
+        cache = self._cache  # `forget` puts another in its place, so what is read before that is not kept
+        found, others = self._find(reference)
+        route = _route(reference, found, others)
+        self._refuse_unloaded(route)
+        now = monotonic()
         with self._lock:
-            if len(self._cache) > 4096:
-                self._cache.clear()
-            self._cache[reference] = (monotonic() + _CACHE_SECONDS, found)
-        return found
+            if len(cache) > 4096:
+                cache.clear()
+            cache[reference] = _Known(route, now + _FRESH_SECONDS, now + _CACHE_SECONDS)
+        return route.choose(sticky, self._draws)
 
-    def version(self, reference: str) -> VersionRow:
+    def _refuse_unloaded(self, route: Route[ServableVersion]) -> None:
+        """What was unloaded on purpose answers nothing, under any name, nor does an alias that sends it a share."""
         with self._database.unit_of_work() as session:
-            row = ModelRepository(session).resolve(reference)
-        if row is None:
-            if self.is_base(reference):
+            unloaded = PinRepository(session).unloaded()
+        for version in route.targets:
+            if version.id in unloaded:
                 raise InvalidRequest(
-                    f"{reference!r} is a base model and answers nothing by itself: fine-tune it with "
-                    "POST /v1/fine_tuning/jobs and use the job's fine_tuned_model",
-                    code="model_not_servable",
+                    f"{version.name} is unloaded: load it (POST /v2/repository/models/{version.name}/load) or name "
+                    "another version",
+                    code="version_unloaded",
                     param="model",
                 )
+
+    def forget(self) -> None:
+        """A name may mean something else now: every one is looked up anew."""
+        self._cache = {}
+
+    def version(self, reference: str) -> VersionRow:
+        return self._find(reference)[0].version
+
+    def _find(self, reference: str) -> tuple[Found, dict[str, VersionRow]]:
+        """What `reference` means, and the further versions that its alias names, by id."""
+        with self._database.unit_of_work() as session:
+            found = ModelRepository(session).find(reference)
+            alias = found.alias if found else None
+            ids = [*(alias.weights or ()), alias.shadow_id] if alias else []
+            others = AliasRepository(session).versions(ids)
+        if found is None:
+            if self.is_base(reference):
+                if "/" in reference:  # or every key that may predict could have the trainer fetch whatever it names
+                    raise InvalidRequest(
+                        f"{reference!r} is a base model of the hub, which answers once it is fine-tuned (POST "
+                        "/v1/fine_tuning/jobs); to use it as it is, put its files in a folder under MODELWRIGHT_MODELS",
+                        code="model_not_servable",
+                        param="model",
+                    )
+                return Found(self._exports.of_base(reference)), {}
             self._checkpoints.prepare(reference)
-            raise _unknown(reference)
-        return row
+            raise unknown_model(reference)
+        return found, others
 
     # --- for /v1/models ---
 
@@ -92,7 +149,7 @@ class ModelService:
         with self._database.unit_of_work() as session:
             row = ModelRepository(session).by_name(name)
         if row is None:
-            raise _unknown(name)
+            raise unknown_model(name)
         return row
 
     def versions(self, name: str, *, after: str | None, limit: int) -> tuple[list[VersionRow], bool]:
@@ -103,10 +160,10 @@ class ModelService:
     def delete(self, reference: str) -> None:
         """Delete a version (`name:n` or an `ft:` id) or, given a bare name, the model's every version.
 
-        Raises `InvalidRequest` while an alias points at one of them.
+        Raises `InvalidRequest` while an alias names one of them, also as a share or a shadow.
         """
         with self._database.unit_of_work() as session:
-            models = ModelRepository(session)
+            models, aliases = ModelRepository(session), AliasRepository(session)
             if ":" in reference or "@" in reference:
                 if "@" in reference:
                     raise InvalidRequest(
@@ -118,47 +175,39 @@ class ModelService:
                 model = models.by_name(reference)
                 doomed = models.versions(model.id, after=None, limit=1_000_000)[0] if model else []
             if not doomed:
-                raise _unknown(reference)
+                raise unknown_model(reference)
+            aliases.lock(doomed[0].model_id)
             for row in doomed:
-                if aliases := models.aliases_of(row.id):
+                if named := aliases.naming(row.id):
                     raise InvalidRequest(
-                        f"{row.label} has the alias {', '.join(aliases)}: move or delete the alias first",
+                        f"{row.label} has the alias {', '.join(named)}: move or delete the alias first",
                         code="version_aliased",
                         param="model",
                     )
             for row in doomed:
                 models.delete_version(row)
-        with self._lock:
-            self._cache.clear()
-
-    # --- aliases ---
-
-    def aliases(self, name: str) -> list[AliasRow]:
-        model = self.model(name)
-        with self._database.unit_of_work() as session:
-            return ModelRepository(session).aliases(model.id)
-
-    def set_alias(self, name: str, alias: str, number: int) -> VersionRow:
-        with self._database.unit_of_work() as session:
-            models = ModelRepository(session)
-            row = models.resolve(f"{name}:{number}")
-            if row is None:
-                raise _unknown(f"{name}:{number}")
-            models.set_alias(row.model_id, alias, row.id)
-        with self._lock:
-            self._cache.clear()
-        return row
-
-    def drop_alias(self, name: str, alias: str) -> None:
-        model = self.model(name)
-        with self._database.unit_of_work() as session:
-            if not ModelRepository(session).drop_alias(model.id, alias):
-                raise NotFound(f"{name} has no alias {alias!r}", param="alias")
-        with self._lock:
-            self._cache.clear()
+        self.forget()
 
 
-def _unknown(reference: str) -> NotFound:
+def _route(reference: str, found: Found, others: dict[str, VersionRow]) -> Route[ServableVersion]:
+    alias = found.alias
+    if alias is None:
+        return Route(reference, (_servable(found.version),))
+    shadow = _servable(others[alias.shadow_id]) if alias.shadow_id else None
+    shares = alias.weights or {found.version.id: 1.0}
+    rows = [others.get(i, found.version) for i, share in shares.items() if share > 0]
+    # By number: when a new version's share grows, those it has stay with it.
+    rows.sort(key=lambda row: row.number or 0)
+    targets = [replace(_servable(row), shadow=shadow) for row in rows]
+    return Route.split(f"{alias.model_id}@{alias.alias}", targets, [shares[row.id] for row in rows])
+
+
+def _servable(row: VersionRow) -> ServableVersion:
+    return ServableVersion(row.id, row.label, Serving.model_validate(row.serving))
+
+
+def unknown_model(reference: str) -> NotFound:
+    """Nothing has this name."""
     return NotFound(
         f"no model {reference[:256]!r}: GET /v1/models lists the names and ids that answer",
         code="model_not_found",

@@ -97,7 +97,8 @@ class WebhookService:
             webhooks = WebhookRepository(session)
             row, now = _found(webhooks.get(endpoint_id), endpoint_id), webhooks.now()
         event_id = new_id("evt_")
-        body = event_body(event_id, event_type, "ftjob-sample", now)
+        sample = "batch_sample" if event_type.startswith("batch.") else "ftjob-sample"
+        body = event_body(event_id, event_type, sample, now)
         return outbound.post(row.url, body, signed_headers(event_id, body, valid_secrets(row, now), now), self._reach)
 
 

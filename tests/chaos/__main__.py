@@ -1,4 +1,4 @@
-"""The long run: `python -m tests.chaos [--seed N] [--only 3,5] [--scale 0.1] [--write docs/reliability.md]`.
+"""The long run: `python -m tests.chaos [--part serving] [--seed N] [--only 3,5] [--scale 0.1] [--write <page>]`.
 
 Prints the result table and exits 1 when a promise is broken. Logs, ledgers and databases are kept then.
 """
@@ -25,8 +25,9 @@ from tests.chaos.scenarios.restarts import restarts
 from tests.chaos.scenarios.resume import kills, terminations
 from tests.chaos.scenarios.stalls import stalls
 from tests.chaos.scenarios.volume import volume
+from tests.chaos.serving.lines import SERVING
 
-SCENARIOS: dict[int, Scenario] = {
+JOBS: dict[int, Scenario] = {
     1: volume,
     2: broker_away,
     3: kills,
@@ -35,6 +36,8 @@ SCENARIOS: dict[int, Scenario] = {
     6: corruption,
     7: terminations,
 }
+PARTS = {"jobs": JOBS, "serving": SERVING}
+SCENARIOS = JOBS | SERVING
 
 
 def run(lines: list[int], seed: int, scale: float, folder: Path, progress: Progress) -> list[Row]:
@@ -60,11 +63,15 @@ def run(lines: list[int], seed: int, scale: float, folder: Path, progress: Progr
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Break things; check the promises.")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="of every random choice")
-    parser.add_argument("--only", default="1,2,3,4,5,6,7", help="lines to run, as 3,5")
+    parser.add_argument("--part", choices=PARTS, default="jobs", help="which lines, and which table of the page")
+    parser.add_argument("--only", help="of those the lines to run, as 3,5")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full counts")
     parser.add_argument("--write", type=Path, help="page whose result table is replaced")
     options = parser.parse_args()
-    lines = [int(line) for line in options.only.split(",")]
+    known = PARTS[options.part]
+    lines = [int(line) for line in options.only.split(",")] if options.only else list(known)
+    if unknown := set(lines) - set(known):
+        parser.error(f"--only {min(unknown)}: {options.part} has the lines {', '.join(map(str, known))}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything that was started is stopped
     folder, began = Path(tempfile.mkdtemp(prefix="modelwright-chaos-")), time.monotonic()
     console = Console()
@@ -75,7 +82,7 @@ def main() -> int:
     text = table(rows, options.seed, (time.monotonic() - began) / 60, options.scale, os.cpu_count() or 1)
     console.print(text, soft_wrap=True, markup=False, highlight=False)
     if options.write:
-        write(options.write, text)
+        write(options.write, text, options.part)
     broken = [row for row in rows if not row.ok]
     if not broken:
         shutil.rmtree(folder)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests import toy_artifact, toys
 from tests.chaos import toy
 from tests.chaos.cluster import Cluster
 from tests.chaos.report import Row
+from tests.chaos.serving.fleet import Fleet
 
 REAL = "toy-bert"
 
@@ -26,11 +28,15 @@ class Harness:
     """What is being done, and the share of the scenario that is behind us."""
 
     def __post_init__(self) -> None:
-        self.models = self.folder / "models"
         rows = toys.text_rows(20)
         self.rows = toys.write_jsonl(self.folder / "rows.jsonl", rows).read_bytes()
         self.real_rows = toys.write_jsonl(self.folder / "real.jsonl", toys.text_rows(160)).read_bytes()
-        build_models(self.models)
+
+    @cached_property
+    def models(self) -> Path:
+        """Base models to train from; made for the first cluster, serving needs none."""
+        build_models(self.folder / "models")
+        return self.folder / "models"
 
     def times(self, full: int, least: int = 1) -> int:
         """A count of the long run, made smaller for a short one."""
@@ -45,6 +51,11 @@ class Harness:
         with Cluster(self.folder / name, self.models, **options) as cluster:
             yield cluster
         shutil.rmtree(self.folder / name / "store", ignore_errors=True)
+
+    @contextmanager
+    def fleet(self, name: str, **options: Any) -> Iterator[Fleet]:
+        with Fleet(self.folder / name, **options) as fleet:
+            yield fleet
 
 
 def build_models(folder: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BEGIN, END = "<!-- result table: written by tests/chaos -->", "<!-- end of the result table -->"
+MARKS = {"jobs": (BEGIN, END), "serving": (BEGIN.replace("result", "serving"), END.replace("result", "serving"))}
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ def table(rows: Sequence[Row], seed: int, minutes: float, scale: float, cores: i
     return "\n".join([made, "", *lines])
 
 
-def write(path: Path, text: str) -> None:
-    """Put `text` between the two marks of the page."""
-    page = path.read_text()
-    before, rest = page.split(BEGIN, 1)
-    _, after = rest.split(END, 1)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+def write(path: Path, text: str, part: str = "jobs") -> None:
+    """Put `text` between the two marks that the page has for this part."""
+    begin, end = MARKS[part]
+    before, rest = path.read_text().split(begin, 1)
+    _, after = rest.split(end, 1)
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

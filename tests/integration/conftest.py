@@ -26,6 +26,7 @@ def settings(database_url: str, redis_url: str, tmp_path_factory: pytest.TempPat
         redis_url=redis_url,
         max_upload_bytes=2_000_000,
         max_request_bytes=4_000_000,
+        batch_concurrency=0,  # the gateways of other tests leave a test's batches alone
     )
 
 

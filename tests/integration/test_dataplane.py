@@ -49,7 +49,13 @@ class Worker:
         return folder, (folder / "digest").read_text()
 
     def count(self, name: str, **labels: str) -> float:
-        return self._registry.get_sample_value(f"modelwright_inference_{name}", labels) or 0.0
+        """Over all models."""
+        return sum(
+            sample.value
+            for metric in self._registry.collect()
+            for sample in metric.samples
+            if sample.name == f"modelwright_inference_{name}" and labels.items() <= sample.labels.items()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +154,10 @@ def labels_of(reply: PredictReply) -> list[str]:
     return [output["label"] for output in reply.outputs or ()]
 
 
-async def until_waiting(plane: DataPlane, inputs: int) -> None:
+async def until_waiting(plane: DataPlane, tokens: int) -> None:
     """Wait for a state of Valkey, which no event of this loop tells of."""
     async with asyncio.timeout(30):
-        while await plane.waiting() != inputs:  # noqa: ASYNC110
+        while await plane.waiting() != tokens:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
@@ -159,7 +165,7 @@ async def test_hundreds_of_mixed_callers_get_exactly_their_own_rows(
     url: str, artifacts: Path, client: redis.Redis
 ) -> None:
     draw = random.Random(11)
-    async with service(url, artifacts, session_limit=2) as (plane, worker):
+    async with service(url, artifacts, session_memory_bytes=40 << 20, queue_tokens=1 << 20) as (plane, worker):
 
         async def caller() -> int:
             version, size = draw.choice([*LABELS, "ner"]), draw.choice([1, 1, 1, 2, 7, 40, 150])
@@ -236,7 +242,7 @@ async def test_what_is_past_its_deadline_is_never_computed(url: str, artifacts: 
             assert [type(result) for result in results] == [DeadlineExceeded] * 3
             with pytest.raises(DeadlineExceeded, match="no answer to 1 inputs within the deadline"):
                 await plane.predict("abc", ["w1"], {}, time.time())
-            assert await plane.waiting() == 6
+            assert await plane.waiting() == 12
             async with serving(Worker(url, artifacts)) as worker:
                 await until_waiting(plane, 0)
                 reply = await plane.predict("abc", ["w1"], {}, soon())
@@ -248,16 +254,51 @@ async def test_what_is_past_its_deadline_is_never_computed(url: str, artifacts: 
 async def test_over_the_limit_is_refused_at_once_and_room_is_found_again(url: str, artifacts: Path) -> None:
     with closing(Link(url, "ghost")) as ghost:
         ghost.beat()
-        async with gateway(url, queue_limit=10) as plane:
+        async with gateway(url, queue_tokens=20) as plane:
             held = asyncio.gather(*(plane.predict("abc", ["w1"] * 5, {}, soon()) for _ in range(2)))
-            await until_waiting(plane, 10)
+            await until_waiting(plane, 20)  # "w1" counts as 2
             started = time.monotonic()
-            with pytest.raises(Overloaded, match="10 inputs wait and this call brings 1; the limit is 10"):
-                await plane.predict("xy", ["w1"], {}, soon())
+            for _ in range(2):  # the second time without asking Valkey
+                with pytest.raises(Overloaded, match="about 20 tokens wait; the limit is 20"):
+                    await plane.predict("xy", ["w1"], {}, soon())
             assert time.monotonic() - started < 0.5
             async with serving(Worker(url, artifacts)):
                 assert [labels_of(reply) for reply in await held] == [["b"] * 5] * 2
                 assert labels_of(await plane.predict("xy", ["w1"], {}, soon())) == ["y"]
+
+
+async def test_a_caller_that_fills_the_queue_shuts_no_other_out(url: str, artifacts: Path) -> None:
+    with closing(Link(url, "ghost")) as ghost:
+        ghost.beat()
+        async with gateway(url, queue_tokens=20) as plane:
+            flood = [plane.predict("abc", ["w1"] * 5, {}, soon(), caller="busy") for _ in range(2)]
+            held = asyncio.gather(*flood)
+            await until_waiting(plane, 20)
+            with pytest.raises(Overloaded):
+                await plane.predict("abc", ["w1"], {}, soon(), caller="busy")
+            quiet = asyncio.create_task(plane.predict("abc", ["w2"], {}, soon(), caller="quiet"))
+            await until_waiting(plane, 22)
+            async with serving(Worker(url, artifacts)):
+                assert labels_of(await quiet) == ["c"]
+                await held
+
+
+async def test_callers_take_turns_and_an_urgent_one_goes_first(url: str) -> None:
+    with closing(Link(url, "ghost")) as ghost:
+        ghost.beat()
+        async with gateway(url) as plane:
+            order = ["busy"] * 3 + ["quiet", "late"]
+            calls = []
+            for caller in order:
+                calls.append(plane.predict("abc", ["w1"], {}, soon(1.0), caller=caller, urgent=caller == "late"))
+            waiting = [asyncio.create_task(call) for call in calls]
+            await until_waiting(plane, 10)
+            taken = []
+            while requests := ghost.take(1):
+                taken.append(requests[0].caller)
+            assert taken == ["late", "busy", "quiet", "busy", "busy"]
+            assert all(isinstance(r, DeadlineExceeded) for r in await asyncio.gather(*waiting, return_exceptions=True))
+            assert await plane.waiting() == 0
 
 
 async def test_256_single_inputs_at_once_are_admitted_by_default(url: str, artifacts: Path) -> None:
@@ -274,7 +315,7 @@ async def test_without_a_worker_callers_hear_so(url: str) -> None:
 
 
 async def test_a_stopping_worker_answers_what_it_took_and_leaves_the_rest(url: str, artifacts: Path) -> None:
-    async with gateway(url) as plane:
+    async with gateway(url, queue_tokens=1 << 20) as plane:
         first = Worker(url, artifacts, batch_tokens=64)
         await asyncio.to_thread(first.consumer.start)
         calls = asyncio.gather(*(plane.predict("abc", [text(k % 32, 9)] * 20, {}, soon()) for k in range(100)))
@@ -298,16 +339,38 @@ async def test_what_a_dead_worker_took_is_sent_again(url: str, artifacts: Path) 
             await asyncio.to_thread(worker.consumer.stop)
             ghost.beat()
             call = asyncio.create_task(plane.predict("abc", ["w2"], {}, soon()))
-            await until_waiting(plane, 1)
-            _, taken = ghost.take(64)
+            await until_waiting(plane, 2)
+            taken = ghost.take(64)
             assert [request.inputs for request in taken] == [["w2"]]
             ghost.sign_off()
         async with serving(Worker(url, artifacts)):
             assert labels_of(await call) == ["c"]
 
 
+async def test_what_a_killed_worker_took_is_sent_again_though_its_heartbeat_is_fresh(url: str, artifacts: Path) -> None:
+    async with gateway(url) as plane:
+        with closing(Link(url, "ghost")) as ghost:
+            ghost.beat()
+            call = asyncio.create_task(plane.predict("abc", ["w2"], {}, soon()))
+            await until_waiting(plane, 2)
+            assert [request.inputs for request in ghost.take(64)] == [["w2"]]
+        async with serving(Worker(url, artifacts)) as worker:
+            assert labels_of(await call) == ["c"]
+            assert await plane.workers() == [worker.consumer.name]
+
+
+async def test_a_call_that_cannot_be_sent_leaves_nothing_behind(url: str, artifacts: Path) -> None:
+    async with service(url, artifacts) as (plane, _):
+        with pytest.raises(UnicodeEncodeError):
+            await plane.predict("abc", ["\ud800"], {}, soon())
+        plane._resend("worker_lost")
+        assert labels_of(await plane.predict("abc", ["w1"], {}, soon())) == ["b"]
+
+
 async def test_reply_lists_expire_when_their_gateway_died(url: str, artifacts: Path, client: redis.Redis) -> None:
-    plane = DataPlane(url, Settings())  # never started: nobody reads its replies
+    plane = DataPlane(url, Settings())
+    await plane.start()
+    plane._tasks[1].cancel()  # nobody reads its replies
     async with serving(Worker(url, artifacts)):
         with pytest.raises(DeadlineExceeded):
             await plane.predict("abc", ["w1"], {}, soon(1.0))
@@ -322,7 +385,7 @@ async def test_calls_that_wait_when_the_gateway_stops_fail(url: str) -> None:
         plane = DataPlane(url, Settings())
         await plane.start()
         call = asyncio.create_task(plane.predict("abc", ["w1"], {}, soon()))
-        await until_waiting(plane, 1)
+        await until_waiting(plane, 2)
         await plane.stop()
         with pytest.raises(Unavailable, match="the gateway stops"):
             await call
@@ -351,7 +414,7 @@ async def test_a_queue_lost_with_valkey_is_sent_again(own: OwnValkey, artifacts:
         ghost.beat()
         async with gateway(own.url) as plane:
             call = asyncio.create_task(plane.predict("abc", ["w2"], {}, soon()))
-            await until_waiting(plane, 1)
+            await until_waiting(plane, 2)
 
             def lose_everything() -> None:
                 own.kill()
@@ -369,7 +432,7 @@ async def test_a_frozen_valkey_is_an_error_within_seconds(own: OwnValkey, artifa
         ghost.beat()
         async with gateway(own.url) as plane:
             waiting = asyncio.create_task(plane.predict("abc", ["w1"], {}, soon()))
-            await until_waiting(plane, 1)
+            await until_waiting(plane, 2)
             own.signal(signal.SIGSTOP)
             started = time.monotonic()
             calls = [plane.predict("abc", ["w1"], {}, soon()) for _ in range(100)]

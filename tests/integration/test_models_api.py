@@ -9,7 +9,7 @@ from app.registry.jobs import JobRepository
 from app.registry.models import ModelRepository
 from app.registry.session import Database
 from app.registry.tables import FileRow, JobRow, VersionRow
-from tests.integration.helpers import error
+from tests.integration.helpers import error, finish_all
 
 SERVING = {
     "task": "text-classification",
@@ -35,7 +35,7 @@ def publish(database: Database, name: str) -> VersionRow:
             model_name=name,
             seed=1,
             training_file=file.id,
-            request={},
+            request={"peft": {}, "hyperparameters": {}, "early_stopping": None, "dataset": {}, "checkpoint": {}},
             max_attempts=3,
         )
         JobRepository(session).add(job)
@@ -117,7 +117,9 @@ def test_deletion_takes_a_version_or_all(client: TestClient, versions: list[Vers
     error(client.delete(f"/v1/models/{name}"), 404)
 
 
-def test_base_models_are_named_but_answer_nothing(client: TestClient) -> None:
+def test_base_models_are_named_and_prepared_when_first_asked(client: TestClient, database: Database) -> None:
     assert client.get("/v1/models/all-MiniLM-L6-v2").json()["owned_by"] == "system"
-    found = error(client.post("/predict", json={"model": "all-MiniLM-L6-v2", "inputs": ["a"]}), 400)
-    assert found["code"] == "model_not_servable"
+    ask = {"model": "all-MiniLM-L6-v2", "inputs": ["a"]}
+    answer = client.post("/predict", json=ask, headers={"x-request-timeout-ms": "1"})
+    assert error(answer, 503)["code"] == "model_preparing"
+    finish_all(database)

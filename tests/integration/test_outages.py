@@ -15,7 +15,7 @@ import redis
 from sqlalchemy import text
 
 from app.auth.keys import KeyService
-from app.contracts.queues import WORKERS
+from app.contracts.queues import WORKERS, inference_connection
 from app.core.dataplane import DataPlane
 from app.core.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.core.errors import Unavailable
@@ -225,14 +225,14 @@ async def test_frozen_valkey(valkey: EmbeddedValkey, database_url: str, tmp_path
 @pytest.mark.parametrize("seen", [0.0, 0.5])
 async def test_a_prediction_under_way_when_valkey_freezes(valkey: EmbeddedValkey, seen: float) -> None:
     """Pushed already, and nobody will answer: refused well before its deadline of 30 s."""
-    with redis.Redis.from_url(valkey.url) as known:
-        known.set(f"{WORKERS}:inference:one", "1")
+    known = redis.Redis.from_url(valkey.url, client_name=inference_connection("one"))
+    known.set(f"{WORKERS}:inference:one", "1")
     plane = DataPlane(valkey.url, Settings())
     await plane.start()
     try:
         call = asyncio.create_task(plane.predict("v", ["x"], {}, time.time() + 30))
         await asyncio.sleep(0.1 + seen)
-        assert await plane.waiting() == 1  # pushed
+        assert await plane.waiting() == 2  # pushed
         plane._seen_alive = time.monotonic()  # another call's look
         with frozen(valkey.process.pid):
             started = time.monotonic()
@@ -241,6 +241,7 @@ async def test_a_prediction_under_way_when_valkey_freezes(valkey: EmbeddedValkey
             assert time.monotonic() - started < BOUND
     finally:
         await plane.stop()
+        known.close()
 
 
 def test_rings_that_wait_are_few(valkey: EmbeddedValkey) -> None:

@@ -22,7 +22,7 @@ def test_metrics_count_requests_by_route(client: TestClient) -> None:
     client.get("/v1/files/file-none")
     text = client.get("/metrics").text
     assert 'modelwright_http_requests_total{method="GET",route="/v1/files/{file_id}",status="404"}' in text
-    assert "modelwright_predict_queue_inputs 0.0" in text
+    assert "modelwright_predict_queue_tokens 0.0" in text
     assert "file-none" not in text
 
 

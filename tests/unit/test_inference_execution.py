@@ -1,5 +1,6 @@
 """One batch, one reply a request; a poison input fails its own request alone."""
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -12,15 +13,15 @@ from prometheus_client import CollectorRegistry
 from app.contracts.messages import PredictReply, PredictRequest
 from app.core.metrics import InferenceMetrics
 from tests import toy_artifact
-from workers.inference.batcher import Batch, Batcher
+from workers.inference.batcher import Batch, Batcher, Batching
 from workers.inference.execution import InHand, admit, execute
-from workers.inference.runtime import Float32, Int64
+from workers.inference.runtime import ON_CPU, Float32, Int64
 from workers.inference.sessions import LoadedVersion, load
 
 
 @pytest.fixture
 def version(tmp_path: Path) -> LoadedVersion:
-    return load("v1", tmp_path, toy_artifact.build(tmp_path), "onnxruntime-cpu")
+    return load("v1", tmp_path, toy_artifact.build(tmp_path), "onnxruntime-cpu", tmp_path / "providers.json")
 
 
 def request(name: str, inputs: list[Any], parameters: dict[str, Any] | None = None) -> PredictRequest:
@@ -29,9 +30,9 @@ def request(name: str, inputs: list[Any], parameters: dict[str, Any] | None = No
 
 def batch_of(version: LoadedVersion, *requests: PredictRequest) -> Batch[LoadedVersion, InHand]:
     """All requests in one batch, whatever the padding."""
-    batcher: Batcher[LoadedVersion, InHand] = Batcher(4096, lambda _: 1.0, time.time)
+    batcher: Batcher[LoadedVersion, InHand] = Batcher(lambda _: Batching(4096, 1.0, 1000, 1), time.time)
     for entry in requests:
-        batcher.add(admit(version, entry))
+        batcher.add(admit(version, entry, InferenceMetrics(CollectorRegistry())))
     batch = batcher.next()
     assert batch is not None
     assert batcher.tokens == 0
@@ -52,8 +53,10 @@ def test_rows_come_back_in_order_to_their_own_request(version: LoadedVersion) ->
     assert [output["label"] for output in replies["two"].outputs or ()] == ["c"]
     assert (replies["one"].tokens, replies["two"].tokens) == (3 + 6 + 4 + 3, 5)
     assert {reply.batch_size for reply in replies.values()} == {5}
-    assert registry.get_sample_value("modelwright_inference_rows_total") == 5
-    assert registry.get_sample_value("modelwright_inference_tokens_total", {"kind": "padding"}) == 5 * 6 - 21
+    assert registry.get_sample_value("modelwright_inference_rows_total", {"model": ""}) == 5
+    assert (
+        registry.get_sample_value("modelwright_inference_tokens_total", {"model": "", "kind": "padding"}) == 5 * 6 - 21
+    )
 
 
 def test_a_poison_input_fails_alone(version: LoadedVersion) -> None:
@@ -73,13 +76,13 @@ def test_a_lone_poison_request_is_not_run_twice(version: LoadedVersion) -> None:
     calls: list[tuple[int, ...]] = []
 
     class Counting:
-        padding_limit = 0.1
+        batching = ON_CPU
 
-        def run(self, ids: Int64, mask: Int64) -> Float32:
+        def run(self, ids: Int64, mask: Int64, *, alone: bool = False) -> Float32:
             calls.append(ids.shape)
             return version.runtime.run(ids, mask)
 
-    counting = LoadedVersion("v1", version.serving, version.codec, Counting(), version.prepare)
+    counting = dataclasses.replace(version, runtime=Counting())
     replies, _ = replies_of(counting, request("bad", ["poison"]))
     assert replies["bad"].error == "internal_error"
     assert calls == [(1, 3)]
@@ -87,14 +90,14 @@ def test_a_lone_poison_request_is_not_run_twice(version: LoadedVersion) -> None:
 
 def test_logits_that_are_not_finite_are_an_error_not_an_answer(version: LoadedVersion) -> None:
     class Diverged:
-        padding_limit = 0.1
+        batching = ON_CPU
 
-        def run(self, ids: Int64, mask: Int64) -> Float32:
+        def run(self, ids: Int64, mask: Int64, *, alone: bool = False) -> Float32:
             logits = version.runtime.run(ids, mask).copy()
             logits[(ids == 5).any(axis=1)] = math.nan  # id 5 is w1
             return logits.astype(np.float32)
 
-    diverged = LoadedVersion("v1", version.serving, version.codec, Diverged(), version.prepare)
+    diverged = dataclasses.replace(version, runtime=Diverged())
     replies, _ = replies_of(diverged, request("nan", ["w0", "w1"]), request("fine", ["w0"]))
     assert "not finite" in replies["nan"].message
     assert replies["fine"].outputs
@@ -107,8 +110,9 @@ def test_a_parameter_that_breaks_the_output_fails_its_own_request(version: Loade
 
 
 def test_a_request_larger_than_the_budget_answers_after_its_last_batch(version: LoadedVersion) -> None:
-    batcher: Batcher[LoadedVersion, InHand] = Batcher(12, lambda _: 0.1, time.time)
-    batcher.add(admit(version, request("long", ["w0", "w1 w1 w1", "w2", "w1 w1", "w0 w0 w0 w0"])))
+    batcher: Batcher[LoadedVersion, InHand] = Batcher(lambda _: Batching(12, 0.1, 1000, 1), time.time)
+    long = request("long", ["w0", "w1 w1 w1", "w2", "w1 w1", "w0 w0 w0 w0"])
+    batcher.add(admit(version, long, InferenceMetrics(CollectorRegistry())))
     metrics = InferenceMetrics(CollectorRegistry())
     rounds = []
     while batch := batcher.next():

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from app.contracts.tasks import TASKS as MENU
@@ -17,7 +18,8 @@ from workers.inference.tasks.token_classification import entities, repair_iob2
 
 
 def loaded(folder: Path, task: TaskName = "text-classification", **options: Any) -> LoadedVersion:
-    return load("v1", folder, toy_artifact.build(folder, task=task, **options), "onnxruntime-cpu")
+    digest = toy_artifact.build(folder, task=task, **options)
+    return load("v1", folder, digest, "onnxruntime-cpu", folder / "providers.json")
 
 
 def answer(version: LoadedVersion, inputs: list[Any], parameters: dict[str, Any] | None = None) -> list[Any]:
@@ -96,6 +98,32 @@ def test_iob2_repair_starts_an_entity_where_conlleval_counts_one() -> None:
     assert repair_iob2(["I-A", "I-A", "O", "I-A", "B-B", "I-A", "I-A", "B-A", "I-A"]) == [
         "B-A", "I-A", "O", "B-A", "B-B", "B-A", "I-A", "B-A", "I-A",
     ]  # fmt: skip
+
+
+def test_a_vector_is_packed_as_float32_and_cut_to_length_one(tmp_path: Path) -> None:
+    version = loaded(tmp_path, "sentence-embedding", labels="abcd")
+    texts = ["w1 w2 w3", {"text": "w3"}, "unheard"]
+    whole = [np.frombuffer(vector, "<f4") for vector in answer(version, texts)]
+    # [CLS] w1 w2 w3 [SEP]: a mean over 5 tokens; the graph's own numbers are left as they are.
+    np.testing.assert_allclose(whole, np.array([[0, 2, 2, 2], [0, 0, 0, 10 / 3], [0, 0, 0, 0]]), rtol=1e-6)
+    cut = [np.frombuffer(vector, "<f4") for vector in answer(version, texts, {"dimensions": 3})]
+    np.testing.assert_allclose(cut, np.array([[0, 0.5**0.5, 0.5**0.5], [0, 0, 0], [0, 0, 0]]), rtol=1e-6)
+    more = [np.frombuffer(vector, "<f4") for vector in answer(version, texts, {"dimensions": 5})]
+    np.testing.assert_array_equal(more, whole)  # the gateway says that there are fewer
+
+
+def test_token_ids_and_texts_keep_their_order(tmp_path: Path) -> None:
+    version = loaded(tmp_path, "sentence-embedding", labels="abcd")
+    mixed: list[Any] = [{"input_ids": [2, 5, 3]}, "w2", {"input_ids": [7]}, "w1"]
+    assert version.prepare(version.codec, version.serving, mixed, {}).rows == [[2, 5, 3], [2, 6, 3], [7], [2, 5, 3]]
+
+
+@pytest.mark.parametrize("ids", [[], [37], [-1], [4] * 17])
+def test_token_ids_the_model_does_not_have_are_named(tmp_path: Path, ids: list[int]) -> None:
+    version = loaded(tmp_path, "sentence-embedding", labels="abcd")
+    with pytest.raises(BadInput) as caught:
+        answer(version, ["fine", {"input_ids": ids}])
+    assert caught.value.index == 1
 
 
 @pytest.mark.parametrize("value", [7, {"tokens": ["a", 1]}, {"tokens": "a"}, {"text": None}, {}])

@@ -63,6 +63,11 @@ class TextCodec:
         self._room = max_length - special
         self._prefix, self._suffix = self._special_tokens()
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are."""
+        return int(self._whole.get_vocab_size())
+
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """The ids that the tokenizer puts before and after every text."""
         bare = self._whole.encode("a", add_special_tokens=False).ids

@@ -1,11 +1,10 @@
 """The data plane of an inference worker: take requests, batch them, run them, reply. No timer when idle.
 
-Two threads play leader and followers: one takes (waits on the doorbell, takes, tokenizes); when nothing runs it
-leaves taking to the other and runs what it brought, and whatever the other brings meanwhile, until nothing waits.
-So a lone request is answered without a hand-over between threads, and under load one thread tokenizes while the
-other runs: a batch is what came in while the last one ran. Versions that are not in memory are loaded by threads of
-their own, so a cold load delays no other version. A heartbeat key says that this worker lives, also during a long
-batch.
+One thread a lane, all alike: take what waits, tokenize it, pick a batch, run it, reply. While one takes or tokenizes
+the others run, so a batch is what came in while the last ones ran, and a lone request is answered without a hand-over
+between threads. Only one takes at a time; the others run what it brought. Versions that are not in memory are loaded
+by threads of their own, so a cold load delays no other version. A heartbeat key says that this worker lives, also
+during a long batch.
 
 Knows no Celery (`step.py`), no task and no database. A lost Valkey is waited for, with what is in hand kept.
 """
@@ -16,31 +15,37 @@ import secrets
 import socket
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import redis
 from prometheus_client import CollectorRegistry
 
 from app.contracts.messages import PredictRequest
+from app.contracts.placement import Desired
 from app.core.logging import get_logger
 from app.core.metrics import InferenceMetrics
 from app.core.settings import Settings
-from workers.inference.batcher import Batcher, Waiting
+from workers.inference.batcher import LEAST_TOKENS, Batch, Batcher, Batching, Waiting
 from workers.inference.execution import InHand, Reply, admit, execute, failure
 from workers.inference.link import Link
+from workers.inference.runtime import LANES, ON_CPU
 from workers.inference.sessions import LoadedVersion, Locate, ModelLoadFailed, Sessions
+from workers.inference.warm import Warm
 
-TAKE_INPUTS = 64
-"""Inputs in one take: 4 ms of tokenizing, so that the runner never waits longer for its first rows."""
 LOOKAHEAD = 2
-"""Batches' worth of tokens kept tokenized: one to sort by length, one to run next. More would hoard work that
-another worker could do."""
+"""Batches' worth of tokens for each lane, kept tokenized: one to sort by length, one to run next. More would hoard work
+that another worker could do."""
 BEAT_SECONDS = 2.0
 RETRY_SECONDS = 0.25
 REPLY_ATTEMPTS = 20
 """With `RETRY_SECONDS` between them: longer than Valkey takes to restart."""
 
 log = get_logger(__name__)
+
+Found = tuple[Batch[LoadedVersion, InHand], bool]
 
 
 class Consumer:
@@ -52,6 +57,7 @@ class Consumer:
         settings: Settings,
         locate: Locate,
         *,
+        desired: Callable[[], Desired] | None = None,
         name: str | None = None,
         metrics: InferenceMetrics | None = None,
     ) -> None:
@@ -59,23 +65,37 @@ class Consumer:
         self._metrics = metrics or InferenceMetrics(CollectorRegistry())
         self._link = Link(redis_url, self.name)
         self._sessions = Sessions(
-            locate, limit=settings.session_limit, provider=settings.provider, metrics=self._metrics
+            locate,
+            budget=settings.session_memory_bytes,
+            provider=settings.provider,
+            remembered=settings.home / "providers.json",
+            metrics=self._metrics,
         )
-        self._lookahead = LOOKAHEAD * settings.batch_tokens
+        self._warm = Warm(self._sessions, desired) if desired else None
+        self._most_tokens = settings.batch_tokens
+        self._lookahead = LOOKAHEAD * LANES * self._batching(ON_CPU).tokens
         self._batcher: Batcher[LoadedVersion, InHand] = Batcher(
-            settings.batch_tokens, lambda version: version.runtime.padding_limit, time.time
+            lambda version: self._batching(version.runtime.batching), time.time
         )
         self._changed = threading.Condition()
-        """Guards the batcher and `_running`; notified when rows leave."""
-        self._running = False
-        self._taking = threading.Lock()
-        """Held by the thread that takes; guards the two flags below."""
-        self._waits, self._lost = True, False
+        """Guards the batcher and the fields below; notified when any of them changed."""
+        self._taking = False
+        self._running = 0
+        """Batches that run now."""
+        self._short = False
+        """One of them is alone, on all cores, and over in milliseconds: it is faster when the other lanes sleep."""
+        self._lost = False
+        """Valkey; belongs to the thread that takes."""
         self._stopping, self._stopped = threading.Event(), threading.Event()
-        # Two: a loader that brings the first rows runs them, and must not keep the next load waiting.
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="predict-load")
-        self._workers = [threading.Thread(target=self._work, name=f"predict-{k}", daemon=True) for k in range(2)]
+        # Two at least: one tokenizes while the other's batch is on a device.
+        lanes = max(2, LANES)
+        self._workers = [threading.Thread(target=self._work, name=f"predict-{k}", daemon=True) for k in range(lanes)]
         self._heart = threading.Thread(target=self._beat, name="predict-beat", daemon=True)
+
+    def _batching(self, suits: Batching) -> Batching:
+        """What suits an engine, within what the operator allows."""
+        return replace(suits, tokens=min(suits.tokens, self._most_tokens or suits.tokens))
 
     def start(self) -> None:
         """Start the threads; gateways know this worker on return, or as soon as Valkey is there."""
@@ -85,6 +105,8 @@ class Consumer:
         self._say_alive()
         for thread in (*self._workers, self._heart):
             thread.start()
+        if self._warm:
+            self._warm.start()
         log.info("inference_started", worker=self.name)
 
     def stop(self, timeout: float = 30.0) -> None:
@@ -97,44 +119,108 @@ class Consumer:
             self._link.wake()
         for thread in self._workers:
             thread.join(max(0.0, until - time.monotonic()))
+        if self._warm:
+            self._warm.stop(max(0.0, until - time.monotonic()))
         self._loaders.shutdown(wait=time.monotonic() < until)
+        while found := self._pick():  # what a load brought after the last lane had left
+            self._reply(self._execute(*found))
         self._stopped.set()
         self._heart.join(max(0.0, until - time.monotonic()))
         self._link.close()
         log.info("inference_stopped", worker=self.name, in_time=time.monotonic() < until)
 
     def _work(self) -> None:
-        while not self._stopping.is_set():
-            with self._taking:
-                lead = self._take()
-            if lead:
-                self._drain()
+        """One lane."""
+        replies: list[Reply] = []
+        while found := self._next(replies):
+            replies = self._execute(*found)
 
-    def _take(self) -> bool:
-        """Take once; True when the caller must run what waits."""
+    def _next(self, replies: list[Reply]) -> Found | None:
+        """The next batch; takes what waits before it picks one, and sends `replies` with the same command.
+
+        None when there is nothing left and never will be.
+        """
+        while True:
+            with self._changed:
+                if not replies:
+                    self._changed.wait_for(lambda: self._may_take() or self._batcher.tokens or self._stopping.is_set())
+                take = self._may_take()
+                self._taking, room, idle = self._taking or take, self._room(), not self._batcher.tokens
+            if take:
+                try:
+                    self._take(room, replies, wait=idle and not replies)
+                except Exception:  # a bug must not end the thread that later requests need
+                    log.exception("inference_take_failed")
+            elif replies:
+                self._reply(replies)
+            replies = []
+            with self._changed:
+                self._taking = self._taking and not take
+                found = self._pick()
+                if self._batcher.tokens or not self._short:
+                    self._changed.notify_all()
+                if found or (not take and self._stopping.is_set()):
+                    return found
+
+    def _room(self) -> int:
+        return self._lookahead - self._batcher.tokens
+
+    def _may_take(self) -> bool:
+        return not (self._taking or self._short or self._stopping.is_set()) and self._room() > 0
+
+    def _pick(self) -> Found | None:
+        """A batch, and whether it is alone: nothing else runs or waits."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping.is_set() or self._batcher.tokens < self._lookahead)
-        if self._stopping.is_set():
-            return False
+            expired = self._batcher.expired
+            batch = self._batcher.next()
+            self._metrics.requests.labels("expired").inc(self._batcher.expired - expired)
+            if batch is None:
+                return None
+            alone = not self._running and not self._batcher.tokens
+            self._short = alone and sum(waiting.lengths[i] for waiting, i in batch.rows) <= LEAST_TOKENS
+            self._running += 1
+            return batch, alone
+
+    def _execute(self, batch: Batch[LoadedVersion, InHand], alone: bool) -> list[Reply]:
         try:
-            if not self._waits and not self._link.wait():
-                return False
-            self._waits, requests = self._link.take(TAKE_INPUTS)
+            return execute(batch, self._metrics, alone=alone)
+        except Exception:  # a bug must not end the thread that later batches need
+            log.exception("inference_batch_lost", rows=len(batch.rows))
+            return []
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._short = self._short and not alone
+
+    def _take(self, tokens: int, replies: list[Reply], *, wait: bool) -> None:
+        """Take requests of about so many tokens, and let them wait here or for their version's load."""
+        try:
+            if wait and not self._link.wait():
+                return
+            with self._metrics.reply_seconds.time() if replies else contextlib.nullcontext():
+                requests = self._link.take(tokens, replies)
             if self._lost:
                 log.info("inference_reconnected", worker=self.name)
                 self._lost = False
         except redis.RedisError as exc:
             if not self._lost:
                 log.warning("inference_lost_valkey", worker=self.name, reason=str(exc))
-            self._waits = self._lost = True
-            self._stopping.wait(RETRY_SECONDS)
-            return False
-        if not requests:
-            return False
-        if version := self._sessions.loaded(requests[0].version_id):
-            return self._admit(version, requests)
-        self._loaders.submit(self._load, requests)
-        return False
+            self._lost = True
+            if replies:
+                self._reply(replies)  # perhaps for the second time, which gateways overlook
+            else:
+                self._stopping.wait(RETRY_SECONDS)
+            return
+        now = time.time()
+        of_version: dict[str, list[PredictRequest]] = defaultdict(list)
+        for request in requests:
+            self._metrics.queue_seconds.labels(request.model).observe(max(0.0, now - request.queued_at))
+            of_version[request.version_id].append(request)
+        for version_id, found in of_version.items():
+            if version := self._sessions.loaded(version_id):
+                self._admit(version, found)
+            else:
+                self._loaders.submit(self._load, found)
 
     def _load(self, requests: list[PredictRequest]) -> None:
         requests = self._live(requests)
@@ -145,8 +231,7 @@ class Consumer:
         except ModelLoadFailed as exc:
             self._reply([failure(request, exc, self._metrics, "model_load_failed") for request in requests])
         else:
-            if self._admit(version, requests):
-                self._drain()
+            self._admit(version, requests)
 
     def _live(self, requests: list[PredictRequest]) -> list[PredictRequest]:
         """Those whose deadline has not passed; nobody waits for the others."""
@@ -155,44 +240,29 @@ class Consumer:
         self._metrics.requests.labels("expired").inc(len(requests) - len(live))
         return live
 
-    def _admit(self, version: LoadedVersion, requests: list[PredictRequest]) -> bool:
-        """Tokenize requests of one version and let them wait; True when nobody runs and the caller must."""
+    def _admit(self, version: LoadedVersion, requests: list[PredictRequest]) -> None:
+        """Tokenize requests of one version and let them wait."""
         waiting: list[Waiting[LoadedVersion, InHand]] = []
         failed: list[Reply] = []
         for request in self._live(requests):
             try:
-                waiting.append(admit(version, request))
+                waiting.append(admit(version, request, self._metrics))
             except Exception as exc:  # tokenizing is the first place where a poison input shows
                 failed.append(failure(request, exc, self._metrics))
         if failed:
             self._reply(failed)
+        suits = self._batching(version.runtime.batching)
         with self._changed:
+            self._lookahead = max(self._lookahead, LOOKAHEAD * suits.lanes * suits.tokens)
             for entry in waiting:
                 self._batcher.add(entry)
-            lead = bool(waiting) and not self._running
-            self._running = self._running or lead
-        return lead
-
-    def _drain(self) -> None:
-        """Run batches until nothing waits."""
-        while True:
-            with self._changed:
-                expired = self._batcher.expired
-                batch = self._batcher.next()
-                self._metrics.requests.labels("expired").inc(self._batcher.expired - expired)
-                self._running = batch is not None
-                self._changed.notify_all()
-            if batch is None:
-                return
-            try:
-                self._reply(execute(batch, self._metrics))
-            except Exception:  # a bug must not end the thread that all later batches need
-                log.exception("inference_batch_lost", rows=len(batch.rows))
+            self._changed.notify_all()
 
     def _reply(self, replies: list[Reply]) -> None:
         for attempt in range(REPLY_ATTEMPTS):
             try:
-                self._link.reply(replies)
+                with self._metrics.reply_seconds.time():
+                    self._link.reply(replies)
                 return
             except redis.RedisError as exc:
                 log.warning("inference_reply_failed", attempt=attempt, reason=str(exc))

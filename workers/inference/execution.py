@@ -4,7 +4,9 @@ A batch that fails is run again request by request, so a poison input fails its 
 """
 
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 
@@ -25,56 +27,70 @@ Reply = tuple[str, PredictReply]
 
 @dataclass(eq=False, slots=True)
 class InHand:
-    """A request that was taken: its rows' logits come in, batch by batch."""
+    """A request that was taken: its rows' logits come in, batch by batch, from several lanes at once."""
 
     request: PredictRequest
     prepared: Prepared
     logits: list[Float32 | None]
     missing: int
+    lock: Lock = field(default_factory=Lock)
+
+    def complete(self, rows: int) -> bool:
+        """Count rows that came in; True for the one caller that brought the last."""
+        with self.lock:
+            self.missing -= rows
+            return self.missing == 0
 
 
 InHandRow = Row[LoadedVersion, InHand]
 
 
-def admit(version: LoadedVersion, request: PredictRequest) -> Waiting[LoadedVersion, InHand]:
+def admit(version: LoadedVersion, request: PredictRequest, metrics: InferenceMetrics) -> Waiting[LoadedVersion, InHand]:
     """Tokenize a request. Raises what its task raises, `BadInput` when an input cannot be read."""
+    started = time.perf_counter()
     prepared = version.prepare(version.codec, version.serving, request.inputs, request.parameters)
     # A tokenizer without special tokens makes no token of an empty text; the graph needs one.
     rows = [row or [version.serving.pad_token_id] for row in prepared.rows]
+    metrics.tokenize_seconds.labels(request.model).observe(time.perf_counter() - started)
     hand = InHand(request, Prepared(rows, prepared.finish), [None] * len(rows), len(rows))
     return Waiting(version, [len(row) for row in rows], request.deadline, hand)
 
 
-def execute(batch: Batch[LoadedVersion, InHand], metrics: InferenceMetrics) -> list[Reply]:
-    """Run a batch; returns the replies of the requests that it completed or that failed in it."""
+def execute(batch: Batch[LoadedVersion, InHand], metrics: InferenceMetrics, *, alone: bool = False) -> list[Reply]:
+    """Run a batch; returns the replies of the requests that it completed or that failed in it.
+
+    `alone` says that no other batch runs beside it.
+    """
     requests = {id(waiting): waiting for waiting, _ in batch.rows}
+    rows = Counter(id(waiting) for waiting, _ in batch.rows)
     failed: list[Reply] = []
     try:
-        _run(batch.version, batch.rows, metrics)
+        _run(batch.version, batch.rows, metrics, alone=alone)
     except Exception as exc:  # a runtime may raise anything
         for waiting in requests.values():
-            alone = [row for row in batch.rows if row[0] is waiting]
-            if own := exc if len(requests) == 1 else _try(batch.version, alone, metrics):
+            rows_of_it = [row for row in batch.rows if row[0] is waiting]
+            if own := exc if len(requests) == 1 else _try(batch.version, rows_of_it, metrics):
                 waiting.dropped = True
                 failed.append(failure(waiting.request.request, own, metrics))
-    done = [w for w in requests.values() if not w.dropped and not w.request.missing]
+    done = [w for key, w in requests.items() if not w.dropped and w.request.complete(rows[key])]
     return failed + [_finish(waiting.request, len(batch.rows), metrics) for waiting in done]
 
 
-def _run(version: LoadedVersion, rows: list[InHandRow], metrics: InferenceMetrics) -> None:
+def _run(version: LoadedVersion, rows: list[InHandRow], metrics: InferenceMetrics, *, alone: bool = False) -> None:
     ids, mask = pad([w.request.prepared.rows[i] for w, i in rows], version.serving.pad_token_id)
     started = time.perf_counter()
-    logits = version.runtime.run(ids, mask)
-    metrics.batch_seconds.observe(time.perf_counter() - started)
-    real = int(mask.sum())
-    metrics.rows.inc(len(rows))
-    metrics.batch_rows.observe(len(rows))
-    metrics.tokens.labels("real").inc(real)
-    metrics.tokens.labels("padding").inc(mask.size - real)
+    logits = version.runtime.run(ids, mask, alone=alone)
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the model returned logits that are not finite")
+    model, real = rows[0][0].request.request.model, int(mask.sum())
+    metrics.batch_seconds.labels(model).observe(time.perf_counter() - started)
+    metrics.rows.labels(model).inc(len(rows))
+    metrics.batch_rows.labels(model).observe(len(rows))
+    metrics.padding.labels(model).observe(1 - real / mask.size)
+    metrics.tokens.labels(model, "real").inc(real)
+    metrics.tokens.labels(model, "padding").inc(mask.size - real)
     for (waiting, i), values in zip(rows, logits, strict=True):
-        hand = waiting.request
-        hand.logits[i] = values if values.ndim == 1 else values[: waiting.lengths[i]]
-        hand.missing -= 1
+        waiting.request.logits[i] = values if values.ndim == 1 else values[: waiting.lengths[i]]
 
 
 def _try(version: LoadedVersion, rows: list[InHandRow], metrics: InferenceMetrics) -> Exception | None:
@@ -89,8 +105,6 @@ def _finish(hand: InHand, batch_size: int, metrics: InferenceMetrics) -> Reply:
     request = hand.request
     logits = [values for values in hand.logits if values is not None]
     try:
-        if not all(np.isfinite(values).all() for values in logits):
-            raise FloatingPointError("the model returned logits that are not finite")
         outputs = hand.prepared.finish(logits)
     except Exception as exc:  # one request's outputs are no other's business
         return failure(request, exc, metrics)

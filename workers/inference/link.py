@@ -13,9 +13,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.contracts.messages import PredictRequest, encode
-from app.contracts.queues import PREDICT_DOORBELL, PREDICT_WAITING, WORKERS, predict_queue
+from app.contracts.queues import PREDICT_DOORBELL, PREDICT_WAITING, WORKERS, inference_connection, predict_queue
 from app.core.logging import get_logger
-from app.core.predict_queue import TAKE, unpack
+from app.core.predict_queue import TAKE, TURN_TOKENS, unpack
 from workers.inference.execution import Reply
 
 BLOCK = 1.0
@@ -34,7 +34,7 @@ class Link:
     """Thread-safe: each thread gets a connection from the pool."""
 
     def __init__(self, redis_url: str, name: str) -> None:
-        self._name = f"modelwright-{name}"
+        self._name = inference_connection(name)
         self._redis = redis.Redis.from_url(
             redis_url,
             client_name=self._name,
@@ -45,7 +45,7 @@ class Link:
         self._beat_key = f"{WORKERS}:inference:{name}"
 
     def wait(self) -> bool:
-        """Block until some version has requests; False after `BLOCK` seconds without."""
+        """Block until some line has requests; False after `BLOCK` seconds without."""
         # Moving the entry to the back of its own list blocks without removing it: no wake-up can be lost.
         return self._redis.blmove(PREDICT_DOORBELL, PREDICT_DOORBELL, cast(int, BLOCK)) is not None
 
@@ -55,30 +55,37 @@ class Link:
             if connection["name"] == self._name:
                 self._redis.client_unblock(int(connection["id"]))
 
-    def take(self, inputs: int) -> tuple[bool, list[PredictRequest]]:
-        """Requests of one version with about `inputs` inputs, and whether any version still waits."""
-        call = self._redis.eval(TAKE, 2, PREDICT_DOORBELL, PREDICT_WAITING, predict_queue(""), inputs)
-        versions, items = cast(tuple[int, list[bytes]], call)
+    def take(self, tokens: int, replies: Iterable[Reply] = ()) -> list[PredictRequest]:
+        """Requests with about `tokens` tokens, a turn of each line after the other; none when none wait.
+
+        `replies` go out on the way.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        self._push(pipe, replies)
+        turn = str(min(tokens, TURN_TOKENS))
+        pipe.eval(TAKE, 2, PREDICT_DOORBELL, PREDICT_WAITING, predict_queue(""), str(tokens), turn)
         requests = []
-        for item in items:
+        for item in pipe.execute()[-1]:
             try:
                 requests.append(unpack(item))
             except msgspec.DecodeError as exc:
                 log.error("predict_request_unreadable", reason=str(exc), bytes=len(item))
-        return versions > 0, requests
+        return requests
 
     def reply(self, replies: Iterable[Reply]) -> None:
-        """Push replies, those for one gateway in one command."""
+        """Push replies."""
+        pipe = self._redis.pipeline(transaction=False)
+        self._push(pipe, replies)
+        pipe.execute()
+
+    def _push(self, pipe: Any, replies: Iterable[Reply]) -> None:
+        """Those for one gateway in one command."""
         lists: dict[str, list[bytes]] = defaultdict(list)
         for reply_to, reply in replies:
             lists[reply_to].append(encode(reply))
-        if not lists:
-            return
-        pipe: Any = self._redis.pipeline(transaction=False)
         for name, items in lists.items():
             pipe.rpush(name, *items)
-            pipe.expire(name, REPLIES_EXPIRE)
-        pipe.execute()
+            pipe.expire(name, REPLIES_EXPIRE)  # each time: a list that was emptied has forgotten it
 
     def beat(self) -> None:
         """Say that this worker lives."""

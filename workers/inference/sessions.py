@@ -1,4 +1,6 @@
-"""Loaded versions, least recently used out first. Where an artifact lies is asked of the injected `locate`.
+"""Loaded versions within a memory budget, least recently used out first, pinned ones last.
+
+Where an artifact lies is asked of the injected `locate`. A version is loaded before another leaves for it.
 
 Every load verifies every byte against the digest on the version's row. A version that cannot be loaded fails
 its own requests; the failure is remembered for a moment, so that a flood of them does not hash 100 MB each.
@@ -12,17 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.contracts.manifest import Serving
+from app.contracts.providers import Provider, ProviderSetting
 from app.core.logging import get_logger
 from app.core.metrics import InferenceMetrics
 from model_store.verify import verify_folder
 from workers.codecs.text import TextCodec
-from workers.inference.runtime import OnnxRuntime, Provider, Runtime
+from workers.inference.providers import choice
+from workers.inference.providers import load as load_provider
+from workers.inference.runtime import Graph, Runtime
 from workers.inference.tasks import TASKS
 from workers.inference.tasks.base import Prepare
 
 Locate = Callable[[str], tuple[Path, str]]
 """Version id -> (its artifact's folder, the digest on its row). May raise anything."""
 
+MEMORY_FACTOR, MEMORY_OVERHEAD = 2.3, 24 << 20
+"""A loaded version takes this many times its graph (two sessions, weights laid out anew) and this many bytes (arenas,
+tokenizer)."""
 REMEMBER_FAILURE = 5.0
 """Seconds until a version that failed to load is tried again."""
 
@@ -42,30 +50,49 @@ class LoadedVersion:
     codec: TextCodec
     runtime: Runtime
     prepare: Prepare
+    provider: Provider
+    bytes: int
+    """What it takes in memory, estimated."""
 
 
-def load(version_id: str, folder: Path, digest: str, provider: Provider) -> LoadedVersion:
-    """Verify an artifact and make it ready. Raises what verification, the tokenizer or the runtime raise."""
+def load(version_id: str, folder: Path, digest: str, setting: ProviderSetting, remembered: Path) -> LoadedVersion:
+    """Verify an artifact and make it ready. Raises what verification, the tokenizer or the runtime raise.
+
+    `remembered` is the file in which this host keeps the providers that `auto` measured.
+    """
     serving = verify_folder(folder, digest).serving
+    codec = TextCodec(folder / "tokenizer.json", max_length=serving.max_length, pad_token_id=serving.pad_token_id)
+    graph = Graph((folder / "model.onnx").read_bytes(), serving.inputs, serving.outputs[0])
+    if setting == "auto":
+        provider, runtime = choice.choose(
+            graph,
+            vocabulary=codec.vocabulary,
+            remembered=remembered,
+            vectors=serving.task == "sentence-embedding",
+        )
+    else:
+        provider, runtime = setting, load_provider(setting, graph)
     return LoadedVersion(
         version_id=version_id,
         serving=serving,
-        codec=TextCodec(folder / "tokenizer.json", max_length=serving.max_length, pad_token_id=serving.pad_token_id),
-        runtime=OnnxRuntime(
-            (folder / "model.onnx").read_bytes(),
-            inputs=serving.inputs,
-            output=serving.outputs[0],
-            provider=provider,
-        ),
+        codec=codec,
+        runtime=runtime,
         prepare=TASKS[serving.task],
+        provider=provider,
+        bytes=int(len(graph.model) * MEMORY_FACTOR) + MEMORY_OVERHEAD,
     )
 
 
 class Sessions:
     """The cache, for all threads; versions are loaded one at a time."""
 
-    def __init__(self, locate: Locate, *, limit: int, provider: Provider, metrics: InferenceMetrics) -> None:
-        self._locate, self._limit, self._provider, self._metrics = locate, limit, provider, metrics
+    def __init__(
+        self, locate: Locate, *, budget: int, provider: ProviderSetting, remembered: Path, metrics: InferenceMetrics
+    ) -> None:
+        """`budget` is in bytes; one version is kept though it alone be larger."""
+        self._locate, self._budget, self._metrics = locate, budget, metrics
+        self._provider, self._remembered = provider, remembered
+        self._pinned: frozenset[str] = frozenset()
         self._versions: OrderedDict[str, LoadedVersion] = OrderedDict()
         self._failures: dict[str, tuple[float, str]] = {}
         self._lock, self._loading = threading.Lock(), threading.Lock()
@@ -89,7 +116,7 @@ class Sessions:
         started = time.monotonic()
         try:
             folder, digest = self._locate(version_id)
-            version = load(version_id, folder, digest, self._provider)
+            version = load(version_id, folder, digest, self._provider, self._remembered)
         except Exception as exc:  # whatever is wrong with a version is its own requests' answer
             reason = f"version {version_id} cannot be loaded: {exc}"
             self._failures = {k: v for k, v in self._failures.items() if v[0] > started}
@@ -99,10 +126,44 @@ class Sessions:
         seconds = time.monotonic() - started
         with self._lock:
             self._versions[version_id] = version
-            while len(self._versions) > self._limit:
-                gone, _ = self._versions.popitem(last=False)
-                log.info("version_unloaded", version_id=gone)
-            self._metrics.loaded.set(len(self._versions))
+            self._make_room(version_id)
         self._metrics.load_seconds.observe(seconds)
-        log.info("version_loaded", version_id=version_id, seconds=round(seconds, 3))
+        log.info("version_loaded", version_id=version_id, seconds=round(seconds, 3), provider=version.provider)
         return version
+
+    def pin(self, version_ids: frozenset[str]) -> list[str]:
+        """These stay in memory before all others; returns those that are not in it yet."""
+        with self._lock:
+            self._pinned = version_ids
+            return [version_id for version_id in version_ids if version_id not in self._versions]
+
+    def unload(self, version_id: str) -> bool:
+        """Forget a version now; False when it was not in memory."""
+        with self._lock:
+            gone = self._versions.pop(version_id, None)
+            self._count()
+        return gone is not None
+
+    def bytes(self) -> int:
+        """What all loaded versions take, estimated."""
+        return sum(version.bytes for version in self._versions.values())
+
+    def room(self) -> bool:
+        """Whether one more version of the usual size fits beside those that are pinned."""
+        with self._lock:
+            sizes = [version.bytes for version in self._versions.values()]
+            kept = sum(v.bytes for version_id, v in self._versions.items() if version_id in self._pinned)
+            return kept + (sum(sizes) // len(sizes) if sizes else 0) <= self._budget
+
+    def _make_room(self, newest: str) -> None:
+        """Under the lock. The newest stays, pinned ones go only when there are no others."""
+        while self.bytes() > self._budget and len(self._versions) > 1:
+            others = [version_id for version_id in self._versions if version_id != newest]
+            gone = next((o for o in others if o not in self._pinned), others[0])
+            del self._versions[gone]
+            log.info("version_unloaded", version_id=gone, pinned=gone in self._pinned)
+        self._count()
+
+    def _count(self) -> None:
+        self._metrics.loaded.set(len(self._versions))
+        self._metrics.loaded_bytes.set(self.bytes())

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from app.contracts.manifest import MANIFEST_NAME, FileEntry, Manifest, Serving
 from workers.training.models import Base, TaskModel
@@ -23,7 +24,7 @@ INPUTS = ["input_ids", "attention_mask"]
 OUTPUTS = ["logits"]
 
 
-def export_onnx(model: TaskModel, path: Path, *, pad_token_id: int) -> None:
+def export_onnx(model: nn.Module, path: Path, *, pad_token_id: int, outputs: list[str] = OUTPUTS) -> None:
     """Write the float32 graph: `input_ids`, `attention_mask` int64 [batch, sequence] -> `logits` float32.
 
     The sample has two rows of different lengths: a size of 0 or 1 would be frozen into the graph.
@@ -44,7 +45,7 @@ def export_onnx(model: TaskModel, path: Path, *, pad_token_id: int) -> None:
             str(path),
             kwargs={"input_ids": ids, "attention_mask": mask},
             input_names=INPUTS,
-            output_names=OUTPUTS,
+            output_names=outputs,
             dynamic_shapes={"input_ids": axes, "attention_mask": axes},
             opset_version=OPSET,
             dynamo=True,
@@ -63,6 +64,11 @@ def save_model(model: TaskModel, base: Base, labels: list[str], folder: Path) ->
     config["modelwright"] = {"head": "mean-pooled" if model.pooled else "per-token"}
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     (folder / "model.safetensors").chmod(0o644)  # as the other files: it is written through a private temporary
+    save_tokenizer(base, folder)
+
+
+def save_tokenizer(base: Base, folder: Path) -> None:
+    """Copy the tokenizer's files."""
     shutil.copyfile(base.tokenizer_file, folder / "tokenizer.json")
     settings = base.path / "tokenizer_config.json"
     if settings.is_file():

@@ -14,7 +14,7 @@ import torch
 from app.contracts.manifest import Serving
 from app.contracts.tasks import TASKS as TASK_MENU
 from app.contracts.training import Finished, Split, TrainingSpec
-from workers.training import device, export
+from workers.training import device, encoders, export
 from workers.training.batching import Batch, steps_of, training_batches
 from workers.training.checkpoints import Checkpoints
 from workers.training.embeddings import restore_table, train_used_rows
@@ -32,6 +32,9 @@ from workers.training.weights import start_from
 def run(spec: TrainingSpec, reporter: Reporter) -> None:
     """Train, evaluate, export; ends with `Finished`. Raises `TrainingFailed` and `Stopped`."""
     reporter.phase("validating_files")
+    if spec.export_only and spec.start_from is None:
+        encoders.export_base(spec, reporter)
+        return
     job = prepare(spec, reporter)
     reporter.emit(job.resolved())
     output = Path(spec.output)

@@ -87,8 +87,8 @@ class TaskModel(nn.Module):
     """Encoder, dropout, linear head. `forward(input_ids, attention_mask)` [rows, sequence] int64 -> logits
     float32.
 
-    Pooled: the mean of the token vectors (Reimers and Gurevych 2019, section 3), logits [rows, labels]; else
-    one vector a token, logits [rows, sequence, labels].
+    Pooled: the mean of the token vectors, logits [rows, labels]; else one vector a token, logits [rows, sequence,
+    labels].
     """
 
     def __init__(self, encoder: nn.Module, labels: int, *, pooled: bool) -> None:
@@ -113,14 +113,24 @@ class TaskModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.pooled:
-            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-            hidden = (hidden * mask).sum(1) / mask.sum(1)
+            hidden = mean_pooled(hidden, attention_mask)
         logits: Tensor = self.classifier(self.dropout(hidden))
         return logits.float()
 
 
+def mean_pooled(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Token vectors [rows, sequence, size] -> the mean over the real tokens (Reimers and Gurevych 2019, section 3)."""
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
 def build(base: Base, labels: int, *, pooled: bool, attention: str | None = None) -> TaskModel:
     """The base model's weights under a fresh head. Raises `TrainingFailed` when they do not fit."""
+    return TaskModel(load_encoder(base, attention), labels, pooled=pooled)
+
+
+def load_encoder(base: Base, attention: str | None = None) -> nn.Module:
+    """The base model's weights without any head. Raises `TrainingFailed` when they do not fit."""
     from transformers import AutoModel
     from transformers.utils import logging
 
@@ -139,10 +149,10 @@ def build(base: Base, labels: int, *, pooled: bool, attention: str | None = None
     try:
         try:
             # A pooler would only follow the first token, and get no gradient.
-            encoder = AutoModel.from_pretrained(base.path, add_pooling_layer=False, **options)
+            encoder: nn.Module = AutoModel.from_pretrained(base.path, add_pooling_layer=False, **options)
         except TypeError:  # this architecture has none
             encoder = AutoModel.from_pretrained(base.path, **options)
     except (OSError, ValueError, RuntimeError) as error:
         message = f"the weights of {base.path.name!r} could not be loaded: {error}"
         raise TrainingFailed("base_model", message, param="model") from error
-    return TaskModel(encoder, labels, pooled=pooled)
+    return encoder

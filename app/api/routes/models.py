@@ -6,8 +6,7 @@ from fastapi import APIRouter, Path, Query
 
 from app.api.deps import ServicesDep, requires
 from app.api.schemas.common import Deleted, ListOf
-from app.api.schemas.models import AliasObject, AliasSet, ModelObject, VersionObject
-from app.contracts.common import NAME_PATTERN
+from app.api.schemas.models import ModelObject, VersionObject
 from app.core.clock import unix
 
 router = APIRouter(tags=["models"], prefix="/v1/models")
@@ -15,7 +14,6 @@ router = APIRouter(tags=["models"], prefix="/v1/models")
 Limit = Annotated[int, Query(ge=1, le=1000)]
 After = Annotated[str | None, Query(max_length=64)]
 ModelPath = Annotated[str, Path(max_length=256)]
-AliasName = Annotated[str, Path(pattern=NAME_PATTERN)]
 
 # The weights in pip packages are older than this service; a fixed day beats a wrong one.
 _BASE_CREATED = 1_735_689_600  # 2025-01-01
@@ -54,26 +52,6 @@ def retrieve_version(
 ) -> VersionObject:
     """One version."""
     return VersionObject.of(services.models.version(f"{model}:{number}"))
-
-
-@router.get("/{model:path}/aliases", dependencies=[requires("read")])
-def list_aliases(model: ModelPath, services: ServicesDep) -> ListOf[AliasObject]:
-    """Where a model's aliases point."""
-    return ListOf.of([AliasObject.of(a) for a in services.models.aliases(model)])
-
-
-@router.put("/{model:path}/aliases/{alias}", dependencies=[requires("train")])
-def set_alias(model: ModelPath, alias: AliasName, body: AliasSet, services: ServicesDep) -> AliasObject:
-    """Point an alias at a version; every gateway follows within two seconds."""
-    services.models.set_alias(model, alias, body.version)
-    return next(AliasObject.of(a) for a in services.models.aliases(model) if a.alias == alias)
-
-
-@router.delete("/{model:path}/aliases/{alias}", dependencies=[requires("train")])
-def drop_alias(model: ModelPath, alias: AliasName, services: ServicesDep) -> Deleted:
-    """Remove an alias; the version stays."""
-    services.models.drop_alias(model, alias)
-    return Deleted(id=alias, object="model.alias")
 
 
 @router.get("/{model:path}", dependencies=[requires("read")])

@@ -2,35 +2,42 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header
-from fastapi.responses import JSONResponse
+import msgspec
+from fastapi import APIRouter, Header, Response
 
-from app.api.deps import ServicesDep, requires, servable
-from app.api.schemas.predictions import PredictBody, PredictionObject, Usage
+from app.api.deps import CallerDep, ServicesDep, StickyKey, json_answer, requires, servable
+from app.api.lane import hot
+from app.api.schemas.predictions import PredictBody, PredictionObject
 from app.core.ids import new_id
+from app.services.embeddings import floats, vectors
 
 router = APIRouter(tags=["predictions"])
 
 
 @router.post("/predict", dependencies=[requires("predict")], response_model=PredictionObject)
+@hot
 async def predict(
     body: PredictBody,
     services: ServicesDep,
+    caller: CallerDep,
     x_request_timeout_ms: Annotated[int | None, Header(ge=1, le=600_000)] = None,
-) -> JSONResponse:
+    x_sticky_key: StickyKey = None,
+) -> Response:
     """Predict for one input or many. The answer holds one output an input, in order, and names the version."""
-    version = await servable(services, body.model, x_request_timeout_ms)
+    version = await servable(services, body.model, x_request_timeout_ms, x_sticky_key)
     inputs = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    parameters = body.parameters.model_dump(exclude_none=True)
-    found = await services.predictions.predict(version, inputs, parameters, x_request_timeout_ms)
+    parameters = {name: value for name, value in body.parameters if value is not None}
+    found = await services.predictions.predict(version, inputs, parameters, x_request_timeout_ms, caller=caller.key_id)
     outputs = found.reply.outputs or []
-    services.metrics.predicted_inputs.labels(version.name).inc(len(outputs))
-    answer = PredictionObject.model_construct(
-        id=new_id("pred-"),
-        model=version.name,
-        task=version.serving.task,
-        outputs=outputs,
-        usage=Usage(inputs=len(outputs), tokens=found.reply.tokens),
-        batch_size=found.reply.batch_size,
-    )
-    return JSONResponse(answer.model_dump())
+    if version.serving.task == "sentence-embedding":
+        outputs = [{"embedding": floats(vector)} for vector in vectors(found, body.parameters.dimensions)]
+    answer = {
+        "id": new_id("pred-"),
+        "object": "prediction",
+        "model": version.name,
+        "task": version.serving.task,
+        "outputs": outputs,
+        "usage": {"inputs": len(outputs), "tokens": found.reply.tokens},
+        "batch_size": found.reply.batch_size,
+    }
+    return json_answer(msgspec.json.encode(answer))

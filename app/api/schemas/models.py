@@ -1,14 +1,13 @@
-"""OpenAI's Model object, and our versions and aliases."""
+"""OpenAI's Model object, and our versions."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from app.contracts.common import Strict
 from app.core.clock import unix
 
 if TYPE_CHECKING:
-    from app.registry.tables import AliasRow, VersionRow
+    from app.registry.tables import VersionRow
 
 
 class ModelObject(BaseModel):
@@ -69,27 +68,4 @@ class VersionObject(BaseModel):
             sizes=row.sizes,
             digest=row.digest,
             code_version=row.code_version,
-        )
-
-
-class AliasSet(Strict):
-    """`PUT /v1/models/{model}/aliases/{alias}`."""
-
-    version: Annotated[int, Field(ge=1, le=999_999_999)]
-
-
-class AliasObject(BaseModel):
-    object: Literal["model.alias"] = "model.alias"
-    alias: str
-    model: str
-    version: int
-    updated_at: int
-
-    @classmethod
-    def of(cls, row: "AliasRow") -> "AliasObject":
-        return cls(
-            alias=row.alias,
-            model=row.version.model.name,
-            version=row.version.number,
-            updated_at=unix(row.updated_at),
         )

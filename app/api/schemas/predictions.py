@@ -13,6 +13,7 @@ class PredictParameters(Strict):
     top_k: Annotated[int, Field(ge=1, le=5000)] | None = None
     return_all_scores: bool | None = None
     threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
 
 
 class PredictBody(Strict):

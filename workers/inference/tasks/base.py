@@ -36,3 +36,23 @@ def text_of(index: int, value: Any) -> str:
     if not isinstance(text, str):
         raise BadInput(index, f"an input is a string or {{'text': string}}, this is {type(value).__name__}")
     return text
+
+
+def token_ids(codec: TextCodec, inputs: Sequence[Any]) -> list[list[int]]:
+    """A row an input: its text's tokens, cut at the model's length, or the ids it gives as `{"input_ids"}`.
+
+    Given ids are complete, special tokens included. Raises `BadInput`.
+    """
+    given = {i: _given_ids(codec, i, v) for i, v in enumerate(inputs) if isinstance(v, dict) and "input_ids" in v}
+    rows = iter(codec.encode([text_of(i, v) for i, v in enumerate(inputs) if i not in given]))
+    return [given[i] if i in given else next(rows).ids for i in range(len(inputs))]
+
+
+def _given_ids(codec: TextCodec, index: int, value: Mapping[str, Any]) -> list[int]:
+    ids: list[int] = value["input_ids"]
+    if not 1 <= len(ids) <= codec.max_length:
+        raise BadInput(index, f"{len(ids):,} token ids were given; this model takes 1 to {codec.max_length:,}")
+    for token in ids:
+        if not 0 <= token < codec.vocabulary:
+            raise BadInput(index, f"there is no token {token}; this model has the ids 0 to {codec.vocabulary - 1:,}")
+    return ids

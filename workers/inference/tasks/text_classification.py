@@ -9,25 +9,29 @@ import numpy.typing as npt
 from app.contracts.manifest import Serving
 from workers.codecs.text import TextCodec
 from workers.inference.runtime import Float32
-from workers.inference.tasks.base import Prepared, text_of
+from workers.inference.tasks.base import Prepared, token_ids
 
 Probabilities = npt.NDArray[np.float64]
 
 
 def prepare(codec: TextCodec, serving: Serving, inputs: Sequence[Any], parameters: Mapping[str, Any]) -> Prepared:
-    """Inputs: `"text"` or `{"text"}`. Outputs: `{"label", "score"}`, or `{"labels": [...]}` for multi-label.
+    """Inputs: `"text"`, `{"text"}` or `{"input_ids"}`. Outputs: `{"label", "score"}`, or `{"labels": [...]}` for
+    multi-label.
 
     Parameters: `top_k` (the best k) or `return_all_scores` add `"scores"`, best first; `threshold` (default
-    0.5) is the least probability of a label in a multi-label answer.
+    0.5) is the least probability of a label in a multi-label answer; `logits` adds `"logits"`, float32 little-endian.
     """
-    rows = codec.encode([text_of(i, value) for i, value in enumerate(inputs)])
 
     def finish(logits: list[Float32]) -> list[Any]:
         values = np.stack(logits).astype(np.float64)
         probabilities = _sigmoid(values) if serving.multi_label else softmax(values)
-        return [_output(row, serving, parameters) for row in probabilities]
+        outputs = [_output(row, serving, parameters) for row in probabilities]
+        if parameters.get("logits"):
+            for output, row in zip(outputs, logits, strict=True):
+                output["logits"] = row.astype("<f4").tobytes()
+        return outputs
 
-    return Prepared([row.ids for row in rows], finish)
+    return Prepared(token_ids(codec, inputs), finish)
 
 
 def _output(row: Probabilities, serving: Serving, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from app.contracts.manifest import Serving
 from workers.codecs.text import TextCodec, Window
 from workers.inference.runtime import Float32
-from workers.inference.tasks.base import BadInput, Prepared, text_of
+from workers.inference.tasks.base import BadInput, Prepared, text_of, token_ids
 from workers.inference.tasks.text_classification import softmax
 
 Word = tuple[str, int, int]
@@ -33,8 +33,13 @@ def prepare(codec: TextCodec, serving: Serving, inputs: Sequence[Any], parameter
 
     `start` and `end` count characters of the given text; for tokens, of `" ".join(tokens)`, and the output
     has `"tags"` too: one valid IOB2 tag for each token, however many there are.
+
+    Inputs `{"input_ids"}`, where the first is one all are: outputs `{"logits"}`, float32 little-endian,
+    [tokens, labels].
     """
     del parameters  # this task takes none
+    if inputs and isinstance(inputs[0], dict) and "input_ids" in inputs[0]:
+        return Prepared(token_ids(codec, inputs), _raw)
     documents = [_document(codec, i, value) for i, value in enumerate(inputs)]
 
     def finish(logits: list[Float32]) -> list[Any]:
@@ -42,6 +47,10 @@ def prepare(codec: TextCodec, serving: Serving, inputs: Sequence[Any], parameter
         return [_output(d, [next(rows) for _ in d.windows], serving.labels) for d in documents]
 
     return Prepared([window.ids for d in documents for window in d.windows], finish)
+
+
+def _raw(logits: list[Float32]) -> list[Any]:
+    return [{"logits": row.astype("<f4").tobytes()} for row in logits]
 
 
 def _document(codec: TextCodec, index: int, value: Any) -> _Document:

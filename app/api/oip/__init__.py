@@ -1,0 +1,1 @@
+"""The Open Inference Protocol's wire forms: bodies, compression, binary tensors. No route and no model."""

@@ -1,0 +1,17 @@
+"""ONNX Runtime on one CUDA device. Untried: no machine of the tests has one."""
+
+import onnxruntime
+
+from workers.inference.providers.device import OnDevice
+from workers.inference.runtime import Graph, Runtime
+
+NAME = "CUDAExecutionProvider"
+
+
+def available() -> bool:
+    """Whether this build of ONNX Runtime has CUDA. A device may still be missing, which `load` finds out."""
+    return NAME in onnxruntime.get_available_providers()
+
+
+def load(graph: Graph) -> Runtime:
+    return OnDevice(graph, [NAME, "CPUExecutionProvider"])
