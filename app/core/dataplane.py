@@ -102,6 +102,9 @@ class DataPlane:
         self._probe: asyncio.Task[Unavailable | None] | None = None
         self._seen_alive = float("-inf")
         self._known: set[str] = set()
+        """Workers alive at the last look."""
+        self._killed: set[str] = set()
+        """Those found killed then."""
 
     async def start(self) -> None:
         """Start sending, reading replies and watching the workers."""
@@ -189,22 +192,28 @@ class DataPlane:
                 del self._pending[request.id]
 
     async def workers(self, role: str = "inference") -> list[str]:
-        """Names of the live workers of a role. Raises `Unavailable` when Valkey does not answer.
+        """Names of the live workers of a role. Raises `Unavailable` when Valkey does not answer."""
+        alive, _ = await self._sightings(role)
+        return sorted(alive)
 
-        A worker lives while its heartbeat is fresh; one of inference must also be connected.
+    async def _sightings(self, role: str) -> tuple[set[str], set[str]]:
+        """The live workers of a role, and those killed: of inference, with a fresh heartbeat and no connection.
+
+        Raises `Unavailable` when Valkey does not answer.
         """
         prefix = f"{WORKERS}:{role}:"
-        found: list[str] = []
+        beating: set[str] = set()
         try:
             async with asyncio.timeout(TIMEOUT):
                 async for key in self._commands.scan_iter(match=prefix + "*", count=1000):
-                    found.append(key.decode().removeprefix(prefix))
-                if role == "inference" and found:
-                    connected = {client["name"] for client in await self._commands.client_list()}
-                    found = [name for name in found if inference_connection(name) in connected]
+                    beating.add(key.decode().removeprefix(prefix))
+                if role != "inference" or not beating:
+                    return beating, set()
+                connected = {client["name"] for client in await self._commands.client_list()}
         except (RedisError, OSError) as exc:
             raise _away(exc) from exc
-        return sorted(found)
+        alive = {name for name in beating if inference_connection(name) in connected}
+        return alive, beating - alive
 
     async def waiting(self) -> int:
         """Tokens in the queue, estimated. Raises `Unavailable` when Valkey does not answer."""
@@ -282,14 +291,15 @@ class DataPlane:
 
     async def _look(self) -> Unavailable | None:
         try:
-            alive = set(await self.workers())
+            alive, killed = await self._sightings("inference")
         except Unavailable as exc:
             return exc
         if not alive:
             return Unavailable("no live inference worker: start one with `modelwright worker inference`")
-        if self._known - alive:
+        # One that was killed soon after its start was never seen alive, and has taken requests all the same.
+        if self._known - alive or killed - self._killed:
             self._resend("worker_lost")
-        self._known, self._seen_alive = alive, time.monotonic()
+        self._known, self._killed, self._seen_alive = alive, killed, time.monotonic()
         return None
 
     def _resend(self, reason: str) -> None:

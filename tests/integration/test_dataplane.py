@@ -359,6 +359,24 @@ async def test_what_a_killed_worker_took_is_sent_again_though_its_heartbeat_is_f
             assert await plane.workers() == [worker.consumer.name]
 
 
+async def test_what_a_worker_took_that_was_killed_before_anybody_saw_it_is_sent_again(
+    url: str, artifacts: Path
+) -> None:
+    async with gateway(url) as plane, serving(Worker(url, artifacts)) as worker:
+        assert labels_of(await plane.predict("abc", ["w1"], {}, soon())) == ["b"]
+        # Takes in place of the worker, which is stopped, and is gone before the gateway looks again.
+        await asyncio.to_thread(worker.consumer.stop)
+        plane._seen_alive = time.monotonic()
+        with closing(Link(url, "ghost")) as ghost:
+            call = asyncio.create_task(plane.predict("abc", ["w2"], {}, soon(10)))
+            await until_waiting(plane, 2)
+            ghost.beat()
+            assert [request.inputs for request in ghost.take(64)] == [["w2"]]
+        plane._known = set()
+        async with serving(Worker(url, artifacts)):
+            assert labels_of(await call) == ["c"]
+
+
 async def test_a_call_that_cannot_be_sent_leaves_nothing_behind(url: str, artifacts: Path) -> None:
     async with service(url, artifacts) as (plane, _):
         with pytest.raises(UnicodeEncodeError):
