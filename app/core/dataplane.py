@@ -321,7 +321,8 @@ class DataPlane:
         while True:
             try:
                 if lost:
-                    await self._blocking.ping()
+                    async with asyncio.timeout(TIMEOUT):
+                        await self._blocking.ping()
                     self._resend("connection_lost")
                     lost, pause = False, 0.05
                 call = self._blocking.blmpop(BLOCK, 1, self._reply_to, direction="LEFT", count=256)

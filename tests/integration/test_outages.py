@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from app.auth.keys import KeyService
 from app.contracts.queues import WORKERS, inference_connection
+from app.core import dataplane
 from app.core.dataplane import DataPlane
 from app.core.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.core.errors import Unavailable
@@ -242,6 +243,31 @@ async def test_a_prediction_under_way_when_valkey_freezes(valkey: EmbeddedValkey
     finally:
         await plane.stop()
         known.close()
+
+
+async def test_the_reader_gives_up_a_connection_on_which_nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that vanished: connections open and stay silent, also the one on which the reader looks whether it is
+    back."""
+    monkeypatch.setattr(dataplane, "BLOCK", 0.05)
+    monkeypatch.setattr(dataplane, "TIMEOUT", 0.1)
+    opened: list[asyncio.StreamWriter] = []
+    enough = asyncio.Event()
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(writer)
+        if len(opened) == 4:
+            enough.set()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        plane = DataPlane(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", Settings())
+        await plane.start()
+        try:
+            async with asyncio.timeout(5):
+                await enough.wait()
+        finally:
+            await plane.stop()
+            for writer in opened:
+                writer.close()
 
 
 def test_rings_that_wait_are_few(valkey: EmbeddedValkey) -> None:
