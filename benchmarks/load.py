@@ -1,13 +1,11 @@
 """A small HTTP load generator: keep-alive connections that each send their next request when the last is answered.
 
 Requests are bytes made beforehand and answers are not parsed, so that it takes little of the cores it shares with the
-service: about 0.05 ms a request. Closed loop by `closed_loop`, open loop (a fixed rate, whatever the answers) by
-`open_loop`.
+service: about 0.05 ms a request. A fixed rate, whatever the answers: `storm.py`.
 """
 
 import asyncio
 import itertools
-import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -123,34 +121,4 @@ async def closed_loop(
         connection.close()
 
     await asyncio.gather(*(caller(turn) for turn in range(connections)))
-    return result
-
-
-async def open_loop(host: str, port: int, requests: Sequence[bytes], *, rate: float, seconds: float) -> Result:
-    """`rate` requests a second at random (Poisson) moments, on as many connections as that takes."""
-    draw, loop = random.Random(1), asyncio.get_running_loop()
-    idle: list[_Connection] = []
-    result, tasks = Result(seconds), set()
-
-    async def one(request: bytes) -> None:
-        started = time.perf_counter()
-        connection = idle.pop() if idle else (await loop.create_connection(_Connection, host, port))[1]
-        status = await connection.ask(request)
-        result.latencies.setdefault(status, []).append(time.perf_counter() - started)
-        if not connection.closing:
-            idle.append(connection)
-
-    began = time.perf_counter()
-    at = 0.0
-    for request in itertools.cycle(requests):
-        at += draw.expovariate(rate)
-        if at > seconds:
-            break
-        await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
-        task = asyncio.create_task(one(request))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    await asyncio.gather(*tasks)
-    for connection in idle:
-        connection.close()
     return result

@@ -1,7 +1,7 @@
 """An open-loop load generator for overload: requests leave at given moments, whatever became of the ones before.
 
-Cheaper than `load.open_loop`, because in overload its cores are the service's: bytes made beforehand, connections used
-again, a callback instead of a task for each request. It keeps each answer's time, and how late each request left: a
+Cheap, because in overload its cores are the service's: bytes made beforehand, connections used again, a callback
+instead of a task for each request. It keeps each answer's time, and how late each request left: a
 generator that cannot keep up measures itself. Knows nothing of what is asked.
 """
 

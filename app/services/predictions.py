@@ -36,7 +36,6 @@ class PredictionService:
         timeout_ms: int | None,
         *,
         caller: str = "",
-        urgent: bool = False,
         field: str = "inputs",
     ) -> Prediction:
         """Raises `InvalidRequest` naming the input, `Overloaded`, `DeadlineExceeded` or `Unavailable`.
@@ -44,7 +43,7 @@ class PredictionService:
         `field` is what the caller knows `inputs` by.
         """
         self._check(version, inputs, parameters, field)
-        return await self.ask(version, inputs, parameters, timeout_ms, caller=caller, urgent=urgent, field=field)
+        return await self.ask(version, inputs, parameters, timeout_ms, caller=caller, field=field)
 
     async def ask(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from fastapi.testclient import TestClient
+from openai import OpenAI
 
 from app.auth.keys import KeyService
 from app.core.settings import Settings
@@ -53,3 +54,15 @@ def client(anonymous: TestClient, admin_key: str) -> Iterator[TestClient]:
     anonymous.headers["authorization"] = f"Bearer {admin_key}"
     yield anonymous
     del anonymous.headers["authorization"]
+
+
+@pytest.fixture(params=[False, True], ids=["lenient", "strict"])
+def stock(request: pytest.FixtureRequest, gateway: TestClient, admin_key: str) -> OpenAI:
+    """The stock client, at the `gateway` of the file that asks."""
+    return OpenAI(
+        base_url="http://testserver/v1",
+        api_key=admin_key,
+        http_client=gateway,
+        max_retries=0,
+        _strict_response_validation=request.param,
+    )

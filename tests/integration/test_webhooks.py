@@ -59,17 +59,6 @@ def gateway(context: WorkerContext, admin_key: str) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.fixture(params=[False, True], ids=["lenient", "strict"])
-def stock(request: pytest.FixtureRequest, gateway: TestClient, admin_key: str) -> OpenAI:
-    return OpenAI(
-        base_url="http://testserver/v1",
-        api_key=admin_key,
-        http_client=gateway,
-        max_retries=0,
-        _strict_response_validation=request.param,
-    )
-
-
 @pytest.fixture(autouse=True)
 def _clean(database: Database) -> Iterator[None]:
     yield
