@@ -42,26 +42,28 @@ class LeaseRepository:
         """
         self.session.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
         now = func.clock_timestamp()
-        chosen = self._next(now, kind, max_trainings)
-        if chosen is None:
-            return None
-        return self.session.scalars(
-            update(JobRow)
-            .where(JobRow.id == chosen)
-            .values(
-                state="running",
-                phase="validating_files",
-                attempt=JobRow.attempt + 1,
-                failures=JobRow.failures + 1,
-                fence=JobRow.fence + 1,
-                owner=owner,
-                lease_until=now + seconds(lease_seconds),
-                claimed_at=now,
-                run_after=None,
-                started_at=func.coalesce(JobRow.started_at, now),
-            )
-            .returning(JobRow)
-        ).one()
+        while chosen := self._next(now, kind, max_trainings):
+            claimed = self.session.scalars(
+                update(JobRow)
+                # Once more: a cancel or a pause may have been committed since, and while this waited for its row.
+                .where(JobRow.id == chosen, _claimable(now))
+                .values(
+                    state="running",
+                    phase="validating_files",
+                    attempt=JobRow.attempt + 1,
+                    failures=JobRow.failures + 1,
+                    fence=JobRow.fence + 1,
+                    owner=owner,
+                    lease_until=now + seconds(lease_seconds),
+                    claimed_at=now,
+                    run_after=None,
+                    started_at=func.coalesce(JobRow.started_at, now),
+                )
+                .returning(JobRow)
+            ).first()
+            if claimed is not None:
+                return claimed
+        return None
 
     def _next(self, now: Any, kind: str, max_trainings: int) -> str | None:
         """A few small grouped queries: one over all rows took a look at every finished job for each waiting one."""

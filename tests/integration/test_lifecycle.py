@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
 from app.contracts.training import DatasetFile, Finished, TrainingSpec
 from app.core.ids import new_id
@@ -113,6 +113,25 @@ def test_a_cancel_reaches_the_heartbeat_and_bars_the_claim(database: Database, j
         assert LeaseRepository(session).beat(job_id, 1, LEASE, {}) == Orders(cancel=True, pause=False)
     expire(database, job_id)
     assert claim(database) is None
+
+
+@pytest.mark.parametrize("change", [JobRepository.cancel, JobRepository.pause])
+def test_a_job_that_ends_or_rests_while_it_is_being_claimed_stays_so(
+    database: Database, job_id: str, change: Callable[[JobRepository, JobRow], None]
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with database.unit_of_work() as session:
+            jobs = JobRepository(session)
+            row = jobs.get(job_id, lock=True)
+            assert row is not None
+            change(jobs, row)
+            session.flush()
+            claimed = pool.submit(claim, database)
+            blocked = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            while not claimed.done() and not session.scalar(blocked):
+                pass
+        assert claimed.result(timeout=10) is None
+    assert state(database, job_id).state in ("cancelled", "paused")
 
 
 @pytest.mark.parametrize(("counted", "failures"), [(False, 1), (True, 2)])
