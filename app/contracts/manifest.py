@@ -13,6 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from app.contracts.tasks import TaskName
 
 MANIFEST_NAME = "manifest.json"
+MODEL_NAME = "model.onnx"
+FUSED_NAME = "fused.onnx"
+"""The graph once more, in fused operators and without the weights that `model.onnx` has; not every artifact has it."""
+FUSED_OF = "model_sha256"
+"""The metadata property in which it names its `model.onnx`."""
 
 
 class FileEntry(BaseModel):

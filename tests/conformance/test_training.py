@@ -199,7 +199,8 @@ def test_the_manifest_vouches_for_every_file(case: Case) -> None:
     assert manifest.digest == manifest.compute_digest()
     names = {path.name for path in case.artifact.iterdir()} - {"manifest.json"}
     assert manifest.files.keys() == names
-    assert names == {"model.onnx", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json"}
+    text = {"tokenizer.json", "tokenizer_config.json"}
+    assert names == {"model.onnx", "fused.onnx", "model.safetensors", "config.json", *text}
     assert all((case.artifact / n).stat().st_size == entry.bytes for n, entry in manifest.files.items())
 
 

@@ -217,7 +217,13 @@ def test_a_base_model_is_exported_while_the_caller_waits(service: ToyService, da
     with database.unit_of_work() as session:
         (version,) = session.scalars(select(VersionRow).where(VersionRow.base_model == "raw"))
         assert (version.number, version.label, version.job_id) == (None, "raw", job.id)
-        assert set(version.sizes) == {"model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json"}
+        assert set(version.sizes) == {
+            "model.onnx",
+            "fused.onnx",
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        }
         version.deleted_at = version.created_at
     with pytest.raises(Unavailable):  # and made anew
         ExportService(database, service.context.settings).of_base("raw")

@@ -21,7 +21,8 @@ from tests import toy_artifact
 from workers.inference import providers
 from workers.inference.providers import choice
 from workers.inference.providers.device import OnDevice, round_up
-from workers.inference.runtime import ON_CPU, Float32, Graph, Int64, Runtime, RuntimeRefused, refuse_external_data
+from workers.inference.graph import Graph
+from workers.inference.runtime import ON_CPU, Float32, Int64, Runtime, RuntimeRefused
 from workers.inference.sessions import ModelLoadFailed, Sessions, load
 
 INPUTS = ["input_ids", "attention_mask"]
@@ -142,7 +143,7 @@ def test_external_data_is_refused_even_in_a_subgraph(tmp_path: Path) -> None:
         helper.make_graph([helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)], "g", [], []),
     ):
         with pytest.raises(RuntimeRefused, match="'outside' keeps its data in another file"):
-            refuse_external_data(helper.make_model(graph).SerializeToString())
+            Graph(helper.make_model(graph).SerializeToString(), INPUTS, "logits")
 
 
 def toy_graph(folder: Path) -> Graph:

@@ -1,17 +1,10 @@
-"""What an engine that runs a graph owes the worker. Knows no task, no tokenizer, no torch and no engine.
-
-An artifact's graph is read as bytes and must be whole: external data would let a file outside the sealed
-manifest into the model, so it is refused.
-"""
+"""What an engine that runs a graph owes the worker. Knows no task, no tokenizer, no graph and no engine."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from workers.inference.batcher import Batching
 
@@ -44,57 +37,3 @@ class Runtime(Protocol):
 
         `alone` says that no other batch runs: this one may have all cores.
         """
-
-
-@dataclass(frozen=True)
-class Graph:
-    """An artifact's graph, checked. Raises `RuntimeRefused` when it is not to be run."""
-
-    model: bytes
-    inputs: Sequence[str]
-    """Of the manifest; int64 [batch, sequence] each."""
-    output: str
-
-    def __post_init__(self) -> None:
-        refuse_external_data(self.model)
-        unknown = set(self.inputs) - {"input_ids", "attention_mask", "token_type_ids"}
-        if unknown:
-            raise RuntimeRefused(
-                f"the manifest names the inputs {sorted(unknown)}; known are input_ids, attention_mask and "
-                "token_type_ids: export the model again"
-            )
-
-    def check_inputs(self, found: Sequence[str]) -> None:
-        """Raises `RuntimeRefused` when the engine sees other inputs than the manifest names."""
-        if set(found) != set(self.inputs):
-            raise RuntimeRefused(
-                f"the graph takes {sorted(found)}, the manifest says {sorted(self.inputs)}: export it again"
-            )
-
-    def feeds(self, ids: Int64, mask: Int64) -> dict[str, Int64]:
-        """The arrays by input name; token types are all zero."""
-        known = {"input_ids": ids, "attention_mask": mask}
-        return {name: known[name] if name in known else np.zeros_like(ids) for name in self.inputs}
-
-
-def refuse_external_data(model: bytes) -> None:
-    """Raises `RuntimeRefused` when a tensor of the graph lives in another file, or the bytes are no model."""
-    try:
-        proto = onnx.load_model_from_string(model)
-    except Exception as exc:  # protobuf's DecodeError, which moved between versions
-        raise RuntimeRefused(f"model.onnx is not an ONNX model: {exc}") from exc
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise RuntimeRefused(f"tensor {tensor.name!r} keeps its data in another file: export the graph in one file")
-
-
-def _tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from ([attribute.t] if attribute.HasField("t") else [])
-            yield from attribute.tensors
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _tensors(inner)

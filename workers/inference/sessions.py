@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.contracts.manifest import Serving
+from app.contracts.manifest import FUSED_NAME, MODEL_NAME, Serving
 from app.contracts.providers import Provider, ProviderSetting
 from app.core.logging import get_logger
 from app.core.metrics import InferenceMetrics
@@ -21,7 +21,8 @@ from model_store.verify import verify_folder
 from workers.codecs.text import TextCodec
 from workers.inference.providers import choice
 from workers.inference.providers import load as load_provider
-from workers.inference.runtime import Graph, Runtime
+from workers.inference.graph import Graph
+from workers.inference.runtime import Runtime
 from workers.inference.tasks import TASKS
 from workers.inference.tasks.base import Prepare
 
@@ -60,9 +61,11 @@ def load(version_id: str, folder: Path, digest: str, setting: ProviderSetting, r
 
     `remembered` is the file in which this host keeps the providers that `auto` measured.
     """
-    serving = verify_folder(folder, digest).serving
+    manifest = verify_folder(folder, digest)
+    serving = manifest.serving
     codec = TextCodec(folder / "tokenizer.json", max_length=serving.max_length, pad_token_id=serving.pad_token_id)
-    graph = Graph((folder / "model.onnx").read_bytes(), serving.inputs, serving.outputs[0])
+    fused = (folder / FUSED_NAME).read_bytes() if FUSED_NAME in manifest.files else None
+    graph = Graph((folder / MODEL_NAME).read_bytes(), serving.inputs, serving.outputs[0], fused)
     if setting == "auto":
         provider, runtime = choice.choose(
             graph,
@@ -79,7 +82,7 @@ def load(version_id: str, folder: Path, digest: str, setting: ProviderSetting, r
         runtime=runtime,
         prepare=TASKS[serving.task],
         provider=provider,
-        bytes=int(len(graph.model) * MEMORY_FACTOR) + MEMORY_OVERHEAD,
+        bytes=int(graph.size * MEMORY_FACTOR) + MEMORY_OVERHEAD,
     )
 
 

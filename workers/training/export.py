@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from app.contracts.manifest import MANIFEST_NAME, FileEntry, Manifest, Serving
+from workers.training.fusion import write_fused
 from workers.training.models import Base, TaskModel
 
 OPSET = 18
@@ -25,7 +26,8 @@ OUTPUTS = ["logits"]
 
 
 def export_onnx(model: nn.Module, path: Path, *, pad_token_id: int, outputs: list[str] = OUTPUTS) -> None:
-    """Write the float32 graph: `input_ids`, `attention_mask` int64 [batch, sequence] -> `logits` float32.
+    """Write the float32 graph: `input_ids`, `attention_mask` int64 [batch, sequence] -> `logits` float32, and beside it
+    its fused form (`fusion.py`).
 
     The sample has two rows of different lengths: a size of 0 or 1 would be frozen into the graph.
     """
@@ -52,6 +54,8 @@ def export_onnx(model: nn.Module, path: Path, *, pad_token_id: int, outputs: lis
             external_data=False,
             verbose=False,
         )
+    tokens = next(module for module in model.modules() if isinstance(module, nn.Embedding))
+    write_fused(path, vocabulary=tokens.num_embeddings)
 
 
 def save_model(model: TaskModel, base: Base, labels: list[str], folder: Path) -> None:

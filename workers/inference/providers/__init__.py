@@ -8,7 +8,8 @@ from importlib import import_module
 from types import ModuleType
 
 from app.contracts.providers import Provider
-from workers.inference.runtime import Graph, Runtime, RuntimeRefused
+from workers.inference.graph import Graph
+from workers.inference.runtime import Runtime, RuntimeRefused
 
 PROVIDERS: dict[Provider, str] = {
     "tensorrt": "workers.inference.providers.tensorrt",

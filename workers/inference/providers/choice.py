@@ -16,7 +16,8 @@ import numpy as np
 from app.contracts.providers import Provider
 from app.core.logging import get_logger
 from workers.inference.providers import REFERENCE, available, load
-from workers.inference.runtime import Float32, Graph, Int64, Runtime, RuntimeRefused
+from workers.inference.graph import Graph
+from workers.inference.runtime import Float32, Int64, Runtime, RuntimeRefused
 
 SHAPES = ((1, 16), (8, 24), (32, 24))
 """Rows and tokens of the batches measured: a lone request, and what a queue of short texts is cut into."""

@@ -9,7 +9,8 @@ from threading import Lock
 import numpy as np
 
 from workers.inference.providers.session import Session
-from workers.inference.runtime import ON_GPU, Float32, Graph, Int64
+from workers.inference.graph import Graph
+from workers.inference.runtime import ON_GPU, Float32, Int64
 
 _TOKENS = 16
 """Tokens are rounded up to a multiple of this: the tile of half-precision matrix units."""

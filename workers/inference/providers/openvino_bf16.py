@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from workers.inference.runtime import LANES, ON_CPU, Float32, Graph, Int64, Runtime, RuntimeRefused
+from workers.inference.graph import Graph
+from workers.inference.runtime import LANES, ON_CPU, Float32, Int64, Runtime, RuntimeRefused
 
 
 def available() -> bool:
@@ -52,8 +53,8 @@ class _OpenVino:
             self._wide, self._lock = wide.create_infer_request(), Lock()
         except Exception as exc:  # it raises RuntimeError and its own
             raise RuntimeRefused(f"OpenVINO refuses the graph: {exc}") from exc
-        graph.check_inputs([i.get_any_name() for i in narrow.inputs])
-        self._graph = graph
+        graph.signature.check_inputs([i.get_any_name() for i in narrow.inputs])
+        self._signature = graph.signature
 
     def run(self, ids: Int64, mask: Int64, *, alone: bool = False) -> Float32:
         """See `Runtime.run`."""
@@ -67,6 +68,6 @@ class _OpenVino:
             self._lanes.put(request)
 
     def _infer(self, request: Any, ids: Int64, mask: Int64) -> Float32:
-        found = request.infer(self._graph.feeds(ids, mask), share_inputs=True)
+        found = request.infer(self._signature.feeds(ids, mask), share_inputs=True)
         # A copy: the request's own buffer is overwritten by its next batch.
-        return np.array(found[self._graph.output], dtype=np.float32)
+        return np.array(found[self._signature.output], dtype=np.float32)

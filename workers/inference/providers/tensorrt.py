@@ -3,7 +3,8 @@
 import onnxruntime
 
 from workers.inference.providers.device import OnDevice
-from workers.inference.runtime import Graph, Runtime
+from workers.inference.graph import Graph
+from workers.inference.runtime import Runtime
 
 NAME = "TensorrtExecutionProvider"
 

@@ -1,0 +1,94 @@
+"""An artifact's graph as engines get it: checked, and in its fused form where it has one. Knows no engine.
+
+A graph is read as bytes and must be whole: external data would let a file outside the sealed manifest into the model,
+so it is refused.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from app.contracts.manifest import FUSED_NAME, FUSED_OF, MODEL_NAME
+from workers.inference.runtime import Int64, RuntimeRefused
+
+_KNOWN = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What goes in and out; all that a loaded version keeps of its graph."""
+
+    inputs: Sequence[str]
+    """Of the manifest; int64 [batch, sequence] each."""
+    output: str
+
+    def check_inputs(self, found: Sequence[str]) -> None:
+        """Raises `RuntimeRefused` when the engine sees other inputs than the manifest names."""
+        if set(found) != set(self.inputs):
+            raise RuntimeRefused(
+                f"the graph takes {sorted(found)}, the manifest says {sorted(self.inputs)}: export it again"
+            )
+
+    def feeds(self, ids: Int64, mask: Int64) -> dict[str, Int64]:
+        """The arrays by input name; token types are all zero."""
+        known = {"input_ids": ids, "attention_mask": mask}
+        return {name: known[name] if name in known else np.zeros_like(ids) for name in self.inputs}
+
+
+class Graph:
+    """Lives as long as a load: engines keep weights of their own."""
+
+    def __init__(self, model: bytes, inputs: Sequence[str], output: str, fused: bytes | None = None) -> None:
+        """`model` and `fused` are the artifact's files (`workers/training/fusion.py`); a fused form of another
+        `model.onnx` is overlooked. Raises `RuntimeRefused` when the graph is not to be run.
+        """
+        self.signature = Signature(inputs, output)
+        if unknown := set(inputs) - _KNOWN:
+            raise RuntimeRefused(
+                f"the manifest names the inputs {sorted(unknown)}; known are input_ids, attention_mask and "
+                "token_type_ids: export the model again"
+            )
+        whole = _checked(model, MODEL_NAME)
+        self.size = len(model)
+        """Bytes of `model.onnx`."""
+        self.model = model if fused is None else _with_weights(_checked(fused, FUSED_NAME), model, whole)
+        """What engines read."""
+
+
+def _with_weights(fused: onnx.ModelProto, model: bytes, whole: onnx.ModelProto) -> bytes:
+    """The fused graph with the weights that it shares; `model` itself when it was made of another."""
+    of = {entry.key: entry.value for entry in fused.metadata_props}.get(FUSED_OF)
+    if of != hashlib.sha256(model).hexdigest():
+        return model
+    own = {weight.name for weight in fused.graph.initializer}
+    used = {name for node in fused.graph.node for name in node.input} - own
+    fused.graph.initializer.extend(weight for weight in whole.graph.initializer if weight.name in used)
+    data: bytes = fused.SerializeToString()
+    return data
+
+
+def _checked(data: bytes, name: str) -> onnx.ModelProto:
+    """Raises `RuntimeRefused` when a tensor of the graph lives in another file, or the bytes are no model."""
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as exc:  # protobuf's DecodeError, which moved between versions
+        raise RuntimeRefused(f"{name} is not an ONNX model: {exc}") from exc
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise RuntimeRefused(f"tensor {tensor.name!r} keeps its data in another file: export the graph in one file")
+    return model
+
+
+def _tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from ([attribute.t] if attribute.HasField("t") else [])
+            yield from attribute.tensors
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from _tensors(inner)
