@@ -7,15 +7,14 @@ import hashlib
 import hmac
 import re
 import secrets
-import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from app.contracts.scopes import SCOPES, Scope, allows
 from app.core.errors import InvalidRequest, NotFound, PermissionDenied, Unauthenticated
+from app.core.remembered import Remembered
 from app.registry.keys import KeyRepository
 from app.registry.session import Database
 from app.registry.tables import ApiKeyRow
@@ -25,9 +24,8 @@ ADMIN_KEY_FILE = "admin.key"
 # A revoked key works for this long at most on a gateway that has just seen it; asking Postgres for every
 # prediction would cost more than the prediction.
 _CACHE_SECONDS = 1.0
-# From then on one call asks again, while the others go on with what is known.
-_FRESH_SECONDS = 0.75
-_CACHE_SIZE = 4096
+# From then on it is asked for again, beside the calls.
+_FRESH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,6 @@ class Caller:
                 f"this key has the scopes {', '.join(self.scopes)}; this call needs {scope!r}: "
                 "make a key with `modelwright keys create --scope " + scope + "`"
             )
-
-
-@dataclass(slots=True)
-class _Known:
-    """A key as it was checked some time ago."""
-
-    caller: Caller
-    look_again: float
-    until: float
 
 
 @dataclass(frozen=True)
@@ -86,8 +75,10 @@ def _found(row: ApiKeyRow | None, key_id: str) -> ApiKeyRow:
 class KeyService:
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._cache: dict[str, _Known] = {}
-        self._lock = Lock()
+        # A secret that was right stays right: only whether its key still works is asked again.
+        self._callers: Remembered[Caller] = Remembered(
+            lambda _, caller: self._working(caller.key_id), fresh=_FRESH_SECONDS, keep=_CACHE_SECONDS
+        )
 
     def create(
         self, name: str, scopes: list[str], expires_in_days: float | None = None, quotas: Quotas = Quotas()
@@ -157,54 +148,44 @@ class KeyService:
         with self._database.unit_of_work() as session:
             row = _found(KeyRepository(session).get(key_id), key_id)
             row.revoked_at = row.revoked_at or datetime.now(UTC)
-        with self._lock:
-            self._cache.clear()
+        self._callers.forget()
 
     def cached(self, key: str) -> Caller | None:
-        """The caller behind a key checked less than a second ago; never blocks. None also sends one call to check."""
-        return self.cached_by_id(_digest(key))
+        """The caller behind a key that worked less than a second ago; never blocks."""
+        return self._callers.get(_digest(key))
 
     def cached_by_id(self, key_id: str) -> Caller | None:
         """The same for `check_by_id`."""
-        found, now = self._cache.get(key_id), time.monotonic()
-        if found is None or now >= found.until:
-            return None
-        if now >= found.look_again:
-            found.look_again = found.until
-            return None
-        return found.caller
+        return self._callers.get(key_id)
 
     def check(self, key: str) -> Caller:
         """The caller behind `key`. Raises `Unauthenticated` when it is malformed, unknown, expired or revoked."""
-        refused = Unauthenticated(
-            "the API key is unknown, expired or revoked: `modelwright keys list` shows the keys, "
-            "`modelwright keys create` makes one"
-        )
         match = _KEY.fullmatch(key)
         if match is None:
-            raise refused
-        found = self._cache.get(_digest(key))
-        if found is not None and time.monotonic() < found.look_again < found.until:
-            return found.caller  # another call has asked since this one was sent here
+            raise _refused()
+        return self._callers.look(_digest(key), lambda: self._verify(match[1], match[2]))
+
+    def _verify(self, key_id: str, secret: str) -> Caller:
         with self._database.unit_of_work() as session:
-            row = KeyRepository(session).working(match[1])
-        if row is None or not hmac.compare_digest(row.secret_sha256, _digest(match[2])):
-            raise refused
-        return self._remember(_digest(key), row)
+            row = KeyRepository(session).working(key_id)
+        if row is None or not hmac.compare_digest(row.secret_sha256, _digest(secret)):
+            raise _refused()
+        return Caller(row.id, row.scopes)
 
     def check_by_id(self, key_id: str) -> Caller:
         """The caller whose key has this id, for what is done in its name. Raises `Unauthenticated` once it is dead."""
+        return self._callers.look(key_id, lambda: self._working(key_id))
+
+    def _working(self, key_id: str) -> Caller:
         with self._database.unit_of_work() as session:
             row = KeyRepository(session).working(key_id)
         if row is None:
             raise Unauthenticated(f"the API key {key_id} has expired or was revoked")
-        return self._remember(key_id, row)
+        return Caller(row.id, row.scopes)
 
-    def _remember(self, name: str, row: ApiKeyRow) -> Caller:
-        caller = Caller(row.id, row.scopes)
-        with self._lock:
-            if len(self._cache) >= _CACHE_SIZE:
-                self._cache.clear()
-            now = time.monotonic()
-            self._cache[name] = _Known(caller, now + _FRESH_SECONDS, now + _CACHE_SECONDS)
-        return caller
+
+def _refused() -> Unauthenticated:
+    return Unauthenticated(
+        "the API key is unknown, expired or revoked: `modelwright keys list` shows the keys, "
+        "`modelwright keys create` makes one"
+    )

@@ -1,12 +1,11 @@
 """The registry as callers see it: references to versions, lists, deletion. Aliases are changed in `aliases.py`."""
 
 from dataclasses import dataclass, replace
-from threading import Lock
-from time import monotonic
 
 from app.contracts.catalogue import CATALOGUE
 from app.contracts.manifest import Serving
 from app.core.errors import InvalidRequest, NotFound
+from app.core.remembered import Remembered
 from app.core.settings import Settings
 from app.registry.aliases import AliasRepository
 from app.registry.models import Found, ModelRepository
@@ -19,7 +18,7 @@ from app.services.traffic import Draws, Route
 
 # An alias moved on another gateway is seen here after at most this long.
 _CACHE_SECONDS = 2.0
-# From then on one caller looks again, while the others go on with what is known.
+# From then on it is looked up again, beside the calls.
 _FRESH_SECONDS = 1.0
 
 
@@ -35,51 +34,31 @@ class ServableVersion:
     """Gets a copy of what this one answers under the name that was asked for."""
 
 
-@dataclass(slots=True)
-class _Known:
-    """A reference as it was resolved some time ago."""
-
-    route: Route[ServableVersion]
-    look_again: float
-    until: float
-
-
 class ModelService:
     def __init__(
         self, database: Database, checkpoints: CheckpointService, exports: ExportService, settings: Settings
     ) -> None:
         self._database, self._checkpoints, self._exports, self._settings = database, checkpoints, exports, settings
-        self._cache: dict[str, _Known] = {}
-        self._lock = Lock()
+        self._routes: Remembered[Route[ServableVersion]] = Remembered(
+            lambda reference, _: self._route(reference), fresh=_FRESH_SECONDS, keep=_CACHE_SECONDS
+        )
         self._draws = Draws()
 
     # --- for predictions ---
 
     def cached(self, reference: str, sticky: str | None = None) -> ServableVersion | None:
-        """A version for one request, by what was resolved less than two seconds ago; never blocks.
-
-        None also sends one caller a second to look again: the others wait for no database.
-        """
-        known, now = self._cache.get(reference), monotonic()
-        if known is None or now >= known.until:
-            return None
-        if now >= known.look_again:
-            known.look_again = known.until
-            return None
-        return known.route.choose(sticky, self._draws)
+        """A version for one request, by what was resolved less than two seconds ago; never blocks."""
+        route = self._routes.get(reference)
+        return route.choose(sticky, self._draws) if route else None
 
     def resolve(self, reference: str, sticky: str | None = None) -> ServableVersion:
         """A version for one request. Raises `NotFound` for a name, alias, number or id that no ready version has."""
-        cache = self._cache  # `forget` puts another in its place, so what is read before that is not kept
-        found, others = self._find(reference)
-        route = _route(reference, found, others)
+        return self._routes.look(reference, lambda: self._route(reference)).choose(sticky, self._draws)
+
+    def _route(self, reference: str) -> Route[ServableVersion]:
+        route = _route(reference, *self._find(reference))
         self._refuse_unloaded(route)
-        now = monotonic()
-        with self._lock:
-            if len(cache) > 4096:
-                cache.clear()
-            cache[reference] = _Known(route, now + _FRESH_SECONDS, now + _CACHE_SECONDS)
-        return route.choose(sticky, self._draws)
+        return route
 
     def _refuse_unloaded(self, route: Route[ServableVersion]) -> None:
         """What was unloaded on purpose answers nothing, under any name, nor does an alias that sends it a share."""
@@ -96,7 +75,7 @@ class ModelService:
 
     def forget(self) -> None:
         """A name may mean something else now: every one is looked up anew."""
-        self._cache = {}
+        self._routes.forget()
 
     def version(self, reference: str) -> VersionRow:
         return self._find(reference)[0].version

@@ -83,7 +83,7 @@ def test_a_revoked_key_stops_working(anonymous: TestClient, keys: KeyService) ->
     headers = {"authorization": f"Bearer {key}"}
     assert anonymous.get("/v1/files", headers=headers).status_code == 200
     keys.revoke(key.split("_")[1])
-    anonymous.app.state.services.keys._cache.clear()  # type: ignore[attr-defined]  # the second it is remembered
+    anonymous.app.state.services.keys._callers.forget()  # type: ignore[attr-defined]  # the second it is remembered
     error(anonymous.get("/v1/files", headers=headers), 401)
 
 
@@ -116,21 +116,3 @@ def test_a_route_without_a_scope_stops_the_start(settings: Settings, monkeypatch
     monkeypatch.setattr(models.router, "routes", [*models.router.routes, bare])
     with pytest.raises(RuntimeError, match="/v1/forgotten declares no scope"):
         create_app(settings)
-
-
-def test_one_call_asks_again_while_the_others_go_on(
-    keys: KeyService, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 1000.0
-    monkeypatch.setattr("app.auth.keys.time.monotonic", lambda: now)
-    service = KeyService(database)
-    key = keys.create("often used", ["predict"])
-    caller = service.check(key)
-    assert service.cached(key) is caller
-    assert service.check(key) is caller  # sent to check together with the first: Postgres is asked once
-    now += 0.8
-    assert service.cached(key) is None
-    assert service.cached(key) is caller
-    assert service.check(key) is not caller
-    now += 1.0
-    assert service.cached(key) is None and service.cached(key) is None

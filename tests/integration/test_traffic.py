@@ -319,20 +319,6 @@ async def test_shadow_answers_are_compared_and_never_returned(service: Service) 
     assert set(await service.counted("predicted_inputs_total")) == {'model="1"'}
 
 
-async def test_a_name_is_looked_up_by_one_caller_a_second(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    service.toys.publish("abc")
-    models, name = service.services.models, service.toys.name
-    passed = 0.0
-    monkeypatch.setattr("app.services.models.monotonic", lambda: time.monotonic() + passed)
-    found = models.resolve(name)
-    assert models.cached(name) is found
-    passed = 1.1
-    assert models.cached(name) is None  # this caller looks again
-    assert models.cached(name) is models.cached(name) is found
-    passed = 2.1
-    assert models.cached(name) is models.cached(name) is None
-
-
 async def test_rollbacks_at_once_each_go_one_step(service: Service) -> None:
     for number in range(1, 11):
         service.toys.publish("abc")
