@@ -9,7 +9,6 @@ import time
 from functools import cache
 from typing import Any
 
-import structlog
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
@@ -19,7 +18,7 @@ from app.api.errors import envelope, respond
 from app.auth.keys import KeyService
 from app.core.errors import ModelwrightError, Unauthenticated
 from app.core.ids import new_id
-from app.core.logging import get_logger
+from app.core.logging import REQUEST_ID, get_logger
 from app.core.metrics import GatewayMetrics
 
 log = get_logger("access")
@@ -86,7 +85,7 @@ class RequestContext:
                 message["body"] = _too_large(scope["path"])
             await send(message)
 
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        outer = REQUEST_ID.set(request_id)
         try:
             await self.app(scope, receive, send_with_id)
         except Exception:
@@ -112,7 +111,7 @@ class RequestContext:
                 status=status,
                 ms=round(seconds * 1000, 2),
             )
-            structlog.contextvars.unbind_contextvars("request_id")
+            REQUEST_ID.reset(outer)
 
 
 class Authentication:

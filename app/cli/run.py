@@ -49,6 +49,7 @@ def gateway(
         log_config=None,
         timeout_graceful_shutdown=10,
         server_header=False,
+        proxy_headers=False,  # nothing here asks who called but by the key
     )
     count = processes or settings.gateway_processes
     if listener is None and count > 1:

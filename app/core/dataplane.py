@@ -23,7 +23,9 @@ from redis.exceptions import RedisError
 
 from app.contracts.messages import PredictReply, PredictRequest, decode_reply
 from app.contracts.queues import (
+    PREDICT_DIRECT,
     PREDICT_DOORBELL,
+    PREDICT_IDLE,
     PREDICT_WAITING,
     WORKERS,
     inference_connection,
@@ -53,6 +55,8 @@ RESTART = 0.1
 """Seconds until a task that failed begins anew."""
 PUSHES = 256
 """Calls in one command: a large one holds up nobody else's for longer than 2 ms."""
+
+_KEYS = (PREDICT_DOORBELL, PREDICT_WAITING, PREDICT_DIRECT, PREDICT_IDLE)
 
 log = get_logger(__name__)
 
@@ -251,7 +255,7 @@ class DataPlane:
             async with asyncio.timeout(TIMEOUT):
                 # EVAL, not EVALSHA: Valkey caches by hash all the same; a restarted server needs no reload.
                 call = self._commands.eval(
-                    PUSH, 2, PREDICT_DOORBELL, PREDICT_WAITING, predict_queue(""), *cast(list[str], arguments)
+                    PUSH, len(_KEYS), *_KEYS, predict_queue(""), *cast(list[str], arguments)
                 )
                 waiting, *admitted = await cast(Awaitable[list[Any]], call)
         except (RedisError, OSError) as exc:

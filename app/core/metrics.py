@@ -1,7 +1,9 @@
 """Prometheus metrics, made over a registry that the process hands in: nothing global, nothing at import."""
 
 import os
+from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -111,8 +113,21 @@ class VersionMetrics:
         self._shadow.labels(model, shadow, agree).inc(inputs)
 
 
+class StageMetrics(NamedTuple):
+    """One version's, in an inference worker: each stage of a request has its own histogram."""
+
+    rows: Counter
+    real_tokens: Counter
+    padding_tokens: Counter
+    batch_rows: Histogram
+    padding: Histogram
+    queue_seconds: Histogram
+    tokenize_seconds: Histogram
+    batch_seconds: Histogram
+
+
 class InferenceMetrics:
-    """One inference worker. `model` is a version's name; each stage of a request has its own histogram."""
+    """One inference worker. `model` is a version's name."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def seconds(name: str, what: str) -> Histogram:
@@ -125,30 +140,47 @@ class InferenceMetrics:
             ["outcome"],
             registry=registry,
         )
-        self.rows = Counter("modelwright_inference_rows", "Rows computed.", ["model"], registry=registry)
-        self.tokens = Counter(
+        rows = Counter("modelwright_inference_rows", "Rows computed.", ["model"], registry=registry)
+        tokens = Counter(
             "modelwright_inference_tokens",
             "Tokens computed, by kind: real or padding.",
             ["model", "kind"],
             registry=registry,
         )
-        self.batch_rows = Histogram(
+        batch_rows = Histogram(
             "modelwright_inference_batch_rows",
             "Rows in a batch.",
             ["model"],
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             registry=registry,
         )
-        self.padding = Histogram(
+        padding = Histogram(
             "modelwright_inference_padding_share",
             "Padding in a batch, as a share of its tokens.",
             ["model"],
             buckets=(0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
             registry=registry,
         )
-        self.queue_seconds = seconds("queue_seconds", "From the gateway's push to a worker's take, one a request.")
-        self.tokenize_seconds = seconds("tokenize_seconds", "Tokenizing one request.")
-        self.batch_seconds = seconds("batch_seconds", "One batch in the runtime.")
+        queue_seconds = seconds("queue_seconds", "From the gateway's push to a worker's take, one a request.")
+        tokenize_seconds = seconds("tokenize_seconds", "Tokenizing one request.")
+        batch_seconds = seconds("batch_seconds", "One batch in the runtime.")
+
+        @cache
+        def of(model: str) -> StageMetrics:
+            return StageMetrics(
+                rows=rows.labels(model),
+                real_tokens=tokens.labels(model, "real"),
+                padding_tokens=tokens.labels(model, "padding"),
+                batch_rows=batch_rows.labels(model),
+                padding=padding.labels(model),
+                queue_seconds=queue_seconds.labels(model),
+                tokenize_seconds=tokenize_seconds.labels(model),
+                batch_seconds=batch_seconds.labels(model),
+            )
+
+        self.of: Callable[[str], StageMetrics] = of
+        """By version's name; found once: it takes longer than the counting."""
+        self.answered, self.expired = (self.requests.labels(outcome) for outcome in ("answered", "expired"))
         self.reply_seconds = Histogram(
             "modelwright_inference_reply_seconds",
             "Sending the replies of one batch.",

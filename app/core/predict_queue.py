@@ -6,6 +6,10 @@ the order of their turns) and a map of waiting tokens, in all and by caller. Bot
 must change together: a crash between two commands would leave a request that nobody hears of, or a count that refuses
 callers for ever. So the counts are exact by construction, and they are dropped when nothing waits.
 
+A request that finds nothing before it and a worker idle does not wait: it goes into the hands of that worker, which
+blocks on the direct list and need not ask for it. Whenever a line has requests, the direct list has an empty string
+that wakes the next one who blocks there: no line is overlooked.
+
 Tokens are estimated from the length of the text: what a request costs, without a tokenizer in the gateway.
 Knows nothing of replies, tasks or models. Keys are computed in the scripts: one Valkey, not Redis Cluster.
 """
@@ -21,40 +25,51 @@ BYTES_A_TOKEN = 4
 """English has 4.5 characters a word piece, Chinese one of three bytes."""
 
 PUSH = """
--- KEYS: doorbell, map of waiting tokens. ARGV: prefix of the lines' lists, then for each call: limit, line, caller,
--- tokens, 'front' or 'back', number of items, items...
+-- KEYS: doorbell, map of waiting tokens, direct list, idle mark. ARGV: prefix of the lines' lists, then for each call:
+-- limit, line, caller, tokens, 'front' or 'back', number of items, items...
 -- Returns the tokens that wait, then 1 (pushed) or 0 (refused) for each call.
-local at, total = 2, tonumber(redis.call('HGET', KEYS[2], '*') or '0')
+local at, total, lined = 2, tonumber(redis.call('HGET', KEYS[2], '*') or '0'), false
 local found = {0}
 while at <= #ARGV do
-  local limit, line, caller = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
-  local tokens, items = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 5])
-  local admitted = total < limit
-  if not admitted then
-    -- Over the limit, each of those who wait may still have its share of it: nobody is locked out by another.
-    local mine = tonumber(redis.call('HGET', KEYS[2], caller) or '0')
-    admitted = mine * math.max(2, redis.call('HLEN', KEYS[2])) < limit
-  end
-  if admitted then
-    redis.call('HINCRBY', KEYS[2], '*', tokens)
-    redis.call('HINCRBY', KEYS[2], caller, tokens)
-    redis.call('RPUSH', ARGV[1] .. line, unpack(ARGV, at + 6, at + 5 + items))
-    if not redis.call('LPOS', KEYS[1], line) then
-      redis.call(ARGV[at + 4] == 'front' and 'LPUSH' or 'RPUSH', KEYS[1], line)
+  local items = tonumber(ARGV[at + 5])
+  local admitted = true
+  if items == 1 and total == 0 and redis.call('DEL', KEYS[4]) == 1 then
+    redis.call('RPUSH', KEYS[3], ARGV[at + 6])
+  else
+    local limit, line, caller, tokens = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
+    if total >= limit then
+      -- Over the limit, each of those who wait may still have its share of it: nobody is locked out by another.
+      local mine = tonumber(redis.call('HGET', KEYS[2], caller) or '0')
+      admitted = mine * math.max(2, redis.call('HLEN', KEYS[2])) < limit
     end
-    total = total + tokens
+    if admitted then
+      redis.call('HINCRBY', KEYS[2], '*', tokens)
+      redis.call('HINCRBY', KEYS[2], caller, tokens)
+      redis.call('RPUSH', ARGV[1] .. line, unpack(ARGV, at + 6, at + 5 + items))
+      if not redis.call('LPOS', KEYS[1], line) then
+        redis.call(ARGV[at + 4] == 'front' and 'LPUSH' or 'RPUSH', KEYS[1], line)
+      end
+      total, lined = total + tokens, true
+    end
   end
   found[#found + 1] = admitted and 1 or 0
   at = at + 6 + items
 end
+if lined and redis.call('LINDEX', KEYS[3], -1) ~= '' then redis.call('RPUSH', KEYS[3], '') end
 found[1] = total
 return found
 """
 
 TAKE = """
--- KEYS: doorbell, map of waiting tokens. ARGV: prefix of the lines' lists, tokens to take (at least, if there are any),
--- tokens of a turn. Takes a turn from the line at the front, which then goes to the back, and so on. Returns items.
+-- KEYS: doorbell, map of waiting tokens, direct list. ARGV: prefix of the lines' lists, tokens to take (at least, if
+-- there are any), tokens of a turn. Takes what stands in the direct list, whose worker died, then a turn from the line
+-- at the front, which then goes to the back, and so on. Returns items.
 local items, taken = {}, 0
+while true do
+  local item = redis.call('LPOP', KEYS[3])
+  if not item then break end
+  if item ~= '' then items[#items + 1] = item end
+end
 while taken < tonumber(ARGV[2]) do
   local line = redis.call('LMOVE', KEYS[1], KEYS[1], 'LEFT', 'RIGHT')
   if not line then break end
@@ -71,7 +86,11 @@ while taken < tonumber(ARGV[2]) do
   if redis.call('HINCRBY', KEYS[2], caller, -tokens) <= 0 then redis.call('HDEL', KEYS[2], caller) end
   taken = taken + tokens
 end
-if redis.call('LLEN', KEYS[1]) == 0 then redis.call('DEL', KEYS[2]) end
+if redis.call('LLEN', KEYS[1]) == 0 then
+  redis.call('DEL', KEYS[2])
+else
+  redis.call('RPUSH', KEYS[3], '')  -- for another worker that is idle
+end
 return items
 """
 

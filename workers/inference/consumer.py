@@ -145,10 +145,12 @@ class Consumer:
                 if not replies:
                     self._changed.wait_for(lambda: self._may_take() or self._batcher.tokens or self._stopping.is_set())
                 take = self._may_take()
-                self._taking, room, idle = self._taking or take, self._room(), not self._batcher.tokens
+                self._taking, room = self._taking or take, self._room()
+                # Beside a lane that runs, replies go out with a look at what waits; it may be a while until some comes.
+                idle = not self._batcher.tokens and not (replies and self._running)
             if take:
                 try:
-                    self._take(room, replies, wait=idle and not replies)
+                    self._take(room, replies, wait=idle)
                 except Exception:  # a bug must not end the thread that later requests need
                     log.exception("inference_take_failed")
             elif replies:
@@ -173,7 +175,7 @@ class Consumer:
         with self._changed:
             expired = self._batcher.expired
             batch = self._batcher.next()
-            self._metrics.requests.labels("expired").inc(self._batcher.expired - expired)
+            self._metrics.expired.inc(self._batcher.expired - expired)
             if batch is None:
                 return None
             alone = not self._running and not self._batcher.tokens
@@ -195,10 +197,13 @@ class Consumer:
     def _take(self, tokens: int, replies: list[Reply], *, wait: bool) -> None:
         """Take requests of about so many tokens, and let them wait here or for their version's load."""
         try:
-            if wait and not self._link.wait():
-                return
-            with self._metrics.reply_seconds.time() if replies else contextlib.nullcontext():
-                requests = self._link.take(tokens, replies)
+            if wait:
+                if (found := self._link.wait(replies)) is None:
+                    return
+                requests = found or self._link.take(tokens)
+            else:
+                with self._metrics.reply_seconds.time() if replies else contextlib.nullcontext():
+                    requests = self._link.take(tokens, replies)
             if self._lost:
                 log.info("inference_reconnected", worker=self.name)
                 self._lost = False
@@ -214,7 +219,7 @@ class Consumer:
         now = time.time()
         of_version: dict[str, list[PredictRequest]] = defaultdict(list)
         for request in requests:
-            self._metrics.queue_seconds.labels(request.model).observe(max(0.0, now - request.queued_at))
+            self._metrics.of(request.model).queue_seconds.observe(max(0.0, now - request.queued_at))
             of_version[request.version_id].append(request)
         for version_id, found in of_version.items():
             if version := self._sessions.loaded(version_id):
@@ -237,7 +242,7 @@ class Consumer:
         """Those whose deadline has not passed; nobody waits for the others."""
         now = time.time()
         live = [request for request in requests if request.deadline > now]
-        self._metrics.requests.labels("expired").inc(len(requests) - len(live))
+        self._metrics.expired.inc(len(requests) - len(live))
         return live
 
     def _admit(self, version: LoadedVersion, requests: list[PredictRequest]) -> None:

