@@ -3,7 +3,8 @@
 FastAPI spends 1 ms of CPU on finding a route and what it depends on, ten times what all the rest takes. A hot route
 stays what FastAPI made of it: method, path, scope, body, headers and endpoint are read off it here. A call that is not
 plain (another content type, a body or header that is refused, a missing scope, too many bytes) goes on to FastAPI as it
-came, so there is one implementation and every refusal has one wording.
+came, so there is one implementation and every refusal has one wording. While the queue is full, calls are refused before
+their body is read.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deps import Services, declared_scope, get_caller, get_services
-from app.api.errors import answer
+from app.api.errors import answer, respond
 from app.api.middleware import HOT
 from app.contracts import scopes
 
@@ -87,6 +88,11 @@ class FastLane:
             return
         scope[HOT] = True
         found, parts = match
+        caller = scope["state"]["caller"]
+        if scopes.allows(caller.scopes, found.scope) and (full := self._services.plane.refusal(caller.key_id)):
+            scope["route"] = found.route
+            await respond(full, scope["path"])(scope, receive, send)  # the server throws away a body that nobody reads
+            return
         received: list[Message] = []
         arguments = await self._arguments(found, parts, scope, receive, received)
 
@@ -101,7 +107,7 @@ class FastLane:
         if found.body is None:
             arguments["request"] = request
         try:
-            call = found.route.endpoint(**arguments, services=self._services, caller=scope["state"]["caller"])
+            call = found.route.endpoint(**arguments, services=self._services, caller=caller)
             response: Response = await call
         except Exception as exc:
             response = await answer(request, exc)

@@ -19,7 +19,6 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from app.contracts.messages import PredictReply, PredictRequest, decode_reply
 from app.contracts.queues import (
@@ -27,28 +26,25 @@ from app.contracts.queues import (
     PREDICT_DOORBELL,
     PREDICT_IDLE,
     PREDICT_WAITING,
-    WORKERS,
-    inference_connection,
     predict_queue,
     reply_list,
 )
+from app.core.admission import Admission
 from app.core.errors import DeadlineExceeded, ModelwrightError, Overloaded, Unavailable
 from app.core.ids import new_id
 from app.core.logging import get_logger
 from app.core.metrics import DataPlaneMetrics
+from app.core.patience import TIMEOUT, Patience
 from app.core.predict_queue import PUSH, Push
 from app.core.settings import Settings
+from app.core.sightings import Sightings
 
 CHUNK = 64
 """Inputs in one queued request: large calls share the workers with small ones, and with each other."""
-TIMEOUT = 1.0
-"""Seconds for one command to Valkey; on a local network one takes 0.0002."""
 BLOCK = 5.0
 """Seconds the reader's blocking pop waits; a silent connection is dropped `TIMEOUT` later."""
-REFUSE_AGAIN = 0.01
-"""Seconds for which a caller that was refused is refused without asking Valkey: a flood costs the gateway alone."""
-LIVENESS, SIGHTING = 1.0, 2.0
-"""Seconds between looks for live workers while calls wait, and for which a sighting counts."""
+LIVENESS = 1.0
+"""Seconds between looks for live workers while calls wait."""
 PUSH_AGAIN = 0.1
 """Seconds until what is sent again is tried once more."""
 RESTART = 0.1
@@ -81,8 +77,7 @@ class DataPlane:
 
     def __init__(self, redis_url: str, settings: Settings, metrics: DataPlaneMetrics | None = None) -> None:
         self._limit = settings.queue_tokens
-        self._refused: dict[str, tuple[float, int]] = {}
-        """caller -> until when it need not ask again, and the tokens that waited."""
+        self._admission = Admission(settings.queue_tokens)
         self._reply_to = reply_list(new_id("gw-"))
         self._metrics = metrics or DataPlaneMetrics(CollectorRegistry())
         # No socket timeouts, which redis-py would pay with a task for each command, and whose `wait_for` loses
@@ -103,12 +98,7 @@ class DataPlane:
         self._outbox: list[Push] = []
         self._posted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._probe: asyncio.Task[Unavailable | None] | None = None
-        self._seen_alive = float("-inf")
-        self._known: set[str] = set()
-        """Workers alive at the last look."""
-        self._killed: set[str] = set()
-        """Those found killed then."""
+        self._sightings = Sightings(self._commands, lambda: self._resend("worker_lost"))
 
     async def start(self) -> None:
         """Start sending, reading replies and watching the workers."""
@@ -117,14 +107,21 @@ class DataPlane:
 
     async def stop(self) -> None:
         """Stop, and fail the calls that still wait."""
-        for task in (*self._tasks, self._probe):
-            while task is not None and not task.done():
+        for task in self._tasks:
+            while not task.done():
                 task.cancel()
                 await asyncio.wait([task], timeout=0.1)
+        await self._sightings.stop()
         for call in self._pending.values():
             call.fail(Unavailable("the gateway stops: send the request again"))
         await self._commands.aclose()
         await self._blocking.aclose()
+
+    def refusal(self, caller: str) -> Overloaded | None:
+        """Why a call of this caller would be refused now, whatever is in it."""
+        if problem := self._admission.refusal(caller):
+            self._metrics.calls.labels("refused").inc()
+        return problem
 
     async def predict(
         self,
@@ -172,12 +169,11 @@ class DataPlane:
 
     async def _ask(self, requests: list[PredictRequest], *, urgent: bool) -> PredictReply:
         first, inputs = requests[0], sum(len(request.inputs) for request in requests)
-        until, waiting = self._refused.get(first.caller, (0.0, 0))
-        if first.queued_at < until:
-            raise self._full(waiting)
+        if full := self._admission.refusal(first.caller):
+            raise full
         if first.deadline <= first.queued_at:
             raise _expired(0.0, inputs)
-        if time.monotonic() - self._seen_alive > SIGHTING and (problem := await self._look_for_workers()):
+        if not self._sightings.fresh() and (problem := await self._sightings.problem()):
             raise problem
         push = Push(requests, self._limit, urgent=urgent)
         loop = asyncio.get_running_loop()
@@ -186,46 +182,26 @@ class DataPlane:
             self._pending[request.id] = call
         left = first.deadline - time.time()
         timer = loop.call_later(left, lambda: call.fail(_expired(first.deadline - first.queued_at, inputs)))
+        self._admission.enter(first.caller, push.tokens)
         try:
             self._post(push)
             await call.future
             return _merge([call.replies[request.id] for request in requests])
         finally:
+            self._admission.leave(first.caller, push.tokens)
             timer.cancel()
             for request in requests:
                 del self._pending[request.id]
 
     async def workers(self, role: str = "inference") -> list[str]:
         """Names of the live workers of a role. Raises `Unavailable` when Valkey does not answer."""
-        alive, _ = await self._sightings(role)
+        alive, _ = await self._sightings.of(role)
         return sorted(alive)
-
-    async def _sightings(self, role: str) -> tuple[set[str], set[str]]:
-        """The live workers of a role, and those killed: of inference, with a fresh heartbeat and no connection.
-
-        Raises `Unavailable` when Valkey does not answer.
-        """
-        prefix = f"{WORKERS}:{role}:"
-        beating: set[str] = set()
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                async for key in self._commands.scan_iter(match=prefix + "*", count=1000):
-                    beating.add(key.decode().removeprefix(prefix))
-                if role != "inference" or not beating:
-                    return beating, set()
-                connected = {client["name"] for client in await self._commands.client_list()}
-        except (RedisError, OSError) as exc:
-            raise _away(exc) from exc
-        alive = {name for name in beating if inference_connection(name) in connected}
-        return alive, beating - alive
 
     async def waiting(self) -> int:
         """Tokens in the queue, estimated. Raises `Unavailable` when Valkey does not answer."""
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                return int(await cast(Awaitable[bytes | None], self._commands.hget(PREDICT_WAITING, "*")) or 0)
-        except (RedisError, OSError) as exc:
-            raise _away(exc) from exc
+        async with Patience():
+            return int(await cast(Awaitable[bytes | None], self._commands.hget(PREDICT_WAITING, "*")) or 0)
 
     def _post(self, push: Push) -> None:
         self._outbox.append(push)
@@ -252,59 +228,29 @@ class DataPlane:
         problem: ModelwrightError | None = None
         waiting, admitted = 0, [False] * len(posted)
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with Patience():
                 # EVAL, not EVALSHA: Valkey caches by hash all the same; a restarted server needs no reload.
-                call = self._commands.eval(
-                    PUSH, len(_KEYS), *_KEYS, predict_queue(""), *cast(list[str], arguments)
-                )
+                call = self._commands.eval(PUSH, len(_KEYS), *_KEYS, predict_queue(""), *cast(list[str], arguments))
                 waiting, *admitted = await cast(Awaitable[list[Any]], call)
-        except (RedisError, OSError) as exc:
-            problem = _away(exc)
+        except Unavailable as exc:
+            problem = exc
         for push, ok in zip(posted, admitted, strict=True):
             if ok:
                 continue
             if problem and push.again:  # a connection of the pool that the lost server had
                 asyncio.get_running_loop().call_later(PUSH_AGAIN, self._post, push)
                 continue
-            if problem is None:
-                if len(self._refused) > 1000:
-                    self._refused.clear()
-                self._refused[push.caller] = (time.time() + REFUSE_AGAIN, waiting)
+            refused = problem or self._admission.refused(push.caller, waiting)
             if waits := self._pending.get(push.request_id):
-                waits.fail(problem or self._full(waiting))
-
-    def _full(self, waiting: int) -> Overloaded:
-        return Overloaded(
-            f"about {waiting:,} tokens wait; the limit is {self._limit:,}: try again in {Overloaded.retry_after} s, "
-            "send less at once, start more inference workers or raise MODELWRIGHT_QUEUE_TOKENS"
-        )
+                waits.fail(refused)
 
     async def _watch(self) -> None:
         """While calls wait, look for live workers: a frozen Valkey or a lost worker is noticed within two seconds."""
         while True:
             await asyncio.sleep(LIVENESS)
-            if self._pending and (problem := await self._look_for_workers()):
+            if self._pending and (problem := await self._sightings.problem()):
                 for call in list(self._pending.values()):
                     call.fail(problem)
-
-    async def _look_for_workers(self) -> Unavailable | None:
-        """What is wrong, if anything; all that ask at the same time share one look."""
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._look())
-        return await asyncio.shield(self._probe)
-
-    async def _look(self) -> Unavailable | None:
-        try:
-            alive, killed = await self._sightings("inference")
-        except Unavailable as exc:
-            return exc
-        if not alive:
-            return Unavailable("no live inference worker: start one with `modelwright worker inference`")
-        # One that was killed soon after its start was never seen alive, and has taken requests all the same.
-        if self._known - alive or killed - self._killed:
-            self._resend("worker_lost")
-        self._known, self._killed, self._seen_alive = alive, killed, time.monotonic()
-        return None
 
     def _resend(self, reason: str) -> None:
         """Send again what still waits: who took it, or the queue that held it, is gone."""
@@ -325,16 +271,16 @@ class DataPlane:
         while True:
             try:
                 if lost:
-                    async with asyncio.timeout(TIMEOUT):
+                    async with Patience():
                         await self._blocking.ping()
                     self._resend("connection_lost")
                     lost, pause = False, 0.05
                 call = self._blocking.blmpop(BLOCK, 1, self._reply_to, direction="LEFT", count=256)
-                async with asyncio.timeout(BLOCK + TIMEOUT):
+                async with Patience(BLOCK + TIMEOUT):
                     popped = await cast(Awaitable[list[Any] | None], call)
                 for data in popped[1] if popped else ():
                     self._resolve(data)
-            except (RedisError, OSError) as exc:
+            except Unavailable as exc:
                 if not lost:
                     log.warning("predict_reader_lost_valkey", reason=str(exc))
                 lost = True
@@ -386,11 +332,4 @@ def _expired(seconds: float, inputs: int) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"no answer to {inputs} inputs within the deadline of {seconds:.3f} s: raise the timeout, send fewer "
         "inputs, or start more inference workers"
-    )
-
-
-def _away(exc: Exception) -> Unavailable:
-    return Unavailable(
-        f"the inference queue does not answer ({type(exc).__name__}): check that Valkey runs and that "
-        "MODELWRIGHT_REDIS_URL is right, then send the request again"
     )

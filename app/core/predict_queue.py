@@ -139,11 +139,12 @@ class Push:
         waits_in, place = line(first.version_id, first.caller), "front" if urgent else "back"
         self.request_id, self.caller = first.id, first.caller
         self.again = limit is None
+        self.tokens = sum(map(packed_tokens, items))
         self.arguments = [
             limit or 1 << 52,
             waits_in,
             first.caller,
-            sum(map(packed_tokens, items)),
+            self.tokens,
             place,
             len(items),
             *items,

@@ -22,7 +22,7 @@ from app.contracts.messages import PredictReply
 from app.contracts.queues import PREDICT_DOORBELL, PREDICT_WAITING, WORKERS
 from app.core.dataplane import CHUNK, DataPlane
 from app.core.embedded import EmbeddedValkey
-from app.core.errors import DeadlineExceeded, Overloaded, Unavailable
+from app.core.errors import DeadlineExceeded, Unavailable
 from app.core.metrics import InferenceMetrics
 from app.core.process import free_port
 from app.core.settings import Settings
@@ -251,62 +251,6 @@ async def test_what_is_past_its_deadline_is_never_computed(url: str, artifacts: 
                 assert worker.count("rows_total") == 1
 
 
-async def test_over_the_limit_is_refused_at_once_and_room_is_found_again(url: str, artifacts: Path) -> None:
-    with closing(Link(url, "ghost")) as ghost:
-        ghost.beat()
-        async with gateway(url, queue_tokens=20) as plane:
-            held = asyncio.gather(*(plane.predict("abc", ["w1"] * 5, {}, soon()) for _ in range(2)))
-            await until_waiting(plane, 20)  # "w1" counts as 2
-            started = time.monotonic()
-            for _ in range(2):  # the second time without asking Valkey
-                with pytest.raises(Overloaded, match="about 20 tokens wait; the limit is 20"):
-                    await plane.predict("xy", ["w1"], {}, soon())
-            assert time.monotonic() - started < 0.5
-            async with serving(Worker(url, artifacts)):
-                assert [labels_of(reply) for reply in await held] == [["b"] * 5] * 2
-                assert labels_of(await plane.predict("xy", ["w1"], {}, soon())) == ["y"]
-
-
-async def test_a_caller_that_fills_the_queue_shuts_no_other_out(url: str, artifacts: Path) -> None:
-    with closing(Link(url, "ghost")) as ghost:
-        ghost.beat()
-        async with gateway(url, queue_tokens=20) as plane:
-            flood = [plane.predict("abc", ["w1"] * 5, {}, soon(), caller="busy") for _ in range(2)]
-            held = asyncio.gather(*flood)
-            await until_waiting(plane, 20)
-            with pytest.raises(Overloaded):
-                await plane.predict("abc", ["w1"], {}, soon(), caller="busy")
-            quiet = asyncio.create_task(plane.predict("abc", ["w2"], {}, soon(), caller="quiet"))
-            await until_waiting(plane, 22)
-            async with serving(Worker(url, artifacts)):
-                assert labels_of(await quiet) == ["c"]
-                await held
-
-
-async def test_callers_take_turns_and_an_urgent_one_goes_first(url: str) -> None:
-    with closing(Link(url, "ghost")) as ghost:
-        ghost.beat()
-        async with gateway(url) as plane:
-            order = ["busy"] * 3 + ["quiet", "late"]
-            calls = []
-            for caller in order:
-                calls.append(plane.predict("abc", ["w1"], {}, soon(1.0), caller=caller, urgent=caller == "late"))
-            waiting = [asyncio.create_task(call) for call in calls]
-            await until_waiting(plane, 10)
-            taken = []
-            while requests := ghost.take(1):
-                taken.append(requests[0].caller)
-            assert taken == ["late", "busy", "quiet", "busy", "busy"]
-            assert all(isinstance(r, DeadlineExceeded) for r in await asyncio.gather(*waiting, return_exceptions=True))
-            assert await plane.waiting() == 0
-
-
-async def test_256_single_inputs_at_once_are_admitted_by_default(url: str, artifacts: Path) -> None:
-    async with service(url, artifacts) as (plane, _):
-        replies = await asyncio.gather(*(plane.predict("abc", [text(k % 32, 3)], {}, soon()) for k in range(256)))
-        assert [labels_of(reply) for reply in replies] == [["abc"[k % 32 % 3]] for k in range(256)]
-
-
 async def test_without_a_worker_callers_hear_so(url: str) -> None:
     async with gateway(url) as plane:
         assert await plane.workers() == []
@@ -366,13 +310,13 @@ async def test_what_a_worker_took_that_was_killed_before_anybody_saw_it_is_sent_
         assert labels_of(await plane.predict("abc", ["w1"], {}, soon())) == ["b"]
         # Takes in place of the worker, which is stopped, and is gone before the gateway looks again.
         await asyncio.to_thread(worker.consumer.stop)
-        plane._seen_alive = time.monotonic()
+        plane._sightings._seen_alive = time.monotonic()
         with closing(Link(url, "ghost")) as ghost:
             call = asyncio.create_task(plane.predict("abc", ["w2"], {}, soon(10)))
             await until_waiting(plane, 2)
             ghost.beat()
             assert [request.inputs for request in ghost.take(64)] == [["w2"]]
-        plane._known = set()
+        plane._sightings._known = set()
         async with serving(Worker(url, artifacts)):
             assert labels_of(await call) == ["c"]
 

@@ -234,7 +234,7 @@ async def test_a_prediction_under_way_when_valkey_freezes(valkey: EmbeddedValkey
         call = asyncio.create_task(plane.predict("v", ["x"], {}, time.time() + 30))
         await asyncio.sleep(0.1 + seen)
         assert await plane.waiting() == 2  # pushed
-        plane._seen_alive = time.monotonic()  # another call's look
+        plane._sightings._seen_alive = time.monotonic()  # another call's look
         with frozen(valkey.process.pid):
             started = time.monotonic()
             with pytest.raises(Unavailable):

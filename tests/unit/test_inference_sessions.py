@@ -19,9 +19,9 @@ from app.core.metrics import InferenceMetrics
 from model_store.verify import ArtifactCorrupt, verify_folder
 from tests import toy_artifact
 from workers.inference import providers
+from workers.inference.graph import Graph
 from workers.inference.providers import choice
 from workers.inference.providers.device import OnDevice, round_up
-from workers.inference.graph import Graph
 from workers.inference.runtime import ON_CPU, Float32, Int64, Runtime, RuntimeRefused
 from workers.inference.sessions import ModelLoadFailed, Sessions, load
 

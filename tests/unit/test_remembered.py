@@ -62,7 +62,7 @@ async def test_what_is_gone_is_not_kept(clock: list[float]) -> None:
 
 
 def test_what_was_read_before_it_was_forgotten_is_not_kept() -> None:
-    memory = Remembered(lambda _, value: value, fresh=FRESH, keep=KEEP)
+    memory: Remembered[str] = Remembered(lambda _, value: value, fresh=FRESH, keep=KEEP)
 
     def moved_meanwhile() -> str:
         memory.forget()
@@ -73,7 +73,7 @@ def test_what_was_read_before_it_was_forgotten_is_not_kept() -> None:
 
 
 def test_a_flood_of_names_takes_no_memory() -> None:
-    memory = Remembered(lambda _, value: value, fresh=FRESH, keep=KEEP)
+    memory: Remembered[str] = Remembered(lambda _, value: value, fresh=FRESH, keep=KEEP)
     for number in range(SIZE + 10):
         memory.look(str(number), lambda: "x")
     assert len(memory._entries) == 10

@@ -19,9 +19,9 @@ from app.core.logging import get_logger
 from app.core.metrics import InferenceMetrics
 from model_store.verify import verify_folder
 from workers.codecs.text import TextCodec
+from workers.inference.graph import Graph
 from workers.inference.providers import choice
 from workers.inference.providers import load as load_provider
-from workers.inference.graph import Graph
 from workers.inference.runtime import Runtime
 from workers.inference.tasks import TASKS
 from workers.inference.tasks.base import Prepare

@@ -15,8 +15,8 @@ import numpy as np
 
 from app.contracts.providers import Provider
 from app.core.logging import get_logger
-from workers.inference.providers import REFERENCE, available, load
 from workers.inference.graph import Graph
+from workers.inference.providers import REFERENCE, available, load
 from workers.inference.runtime import Float32, Int64, Runtime, RuntimeRefused
 
 SHAPES = ((1, 16), (8, 24), (32, 24))

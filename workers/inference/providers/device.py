@@ -8,8 +8,8 @@ from threading import Lock
 
 import numpy as np
 
-from workers.inference.providers.session import Session
 from workers.inference.graph import Graph
+from workers.inference.providers.session import Session
 from workers.inference.runtime import ON_GPU, Float32, Int64
 
 _TOKENS = 16

@@ -7,8 +7,8 @@ short text, 2 cores: 2.4 ms against 4.7 ms). The price is the weights twice in m
 
 import os
 
-from workers.inference.providers.session import Session
 from workers.inference.graph import Graph
+from workers.inference.providers.session import Session
 from workers.inference.runtime import LANES, ON_CPU, Float32, Int64, Runtime
 
 _CPU = "CPUExecutionProvider"

@@ -2,8 +2,8 @@
 
 import onnxruntime
 
-from workers.inference.providers.device import OnDevice
 from workers.inference.graph import Graph
+from workers.inference.providers.device import OnDevice
 from workers.inference.runtime import Runtime
 
 NAME = "TensorrtExecutionProvider"

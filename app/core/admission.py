@@ -1,0 +1,59 @@
+"""Whether a gateway lets one more prediction in: what it has accepted and not answered is bounded, and shared fairly.
+
+Asked before a call's body is read: to refuse costs a fiftieth of what it costs to answer. The queue in Valkey has a
+bound of its own over all gateways (`predict_queue.py`); whoever it refused is refused here for a moment. Pure but for
+the clock; knows neither Valkey nor HTTP.
+"""
+
+import time
+from collections.abc import Callable
+
+from app.core.errors import Overloaded
+
+REFUSE_AGAIN = 0.01
+"""Seconds for which a caller that the queue refused is refused without asking it."""
+
+
+class Admission:
+    """For one event loop."""
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`limit` in tokens, estimated. The last eighth of it is kept for callers that have less than their share."""
+        self._limit, self._open, self._clock = limit, limit - limit // 8, clock
+        self._held: dict[str, int] = {}
+        """Caller -> tokens accepted and not answered."""
+        self._total = 0
+        self._refused: dict[str, tuple[float, int]] = {}
+        """Caller -> until when it need not ask the queue again, and the tokens that waited there."""
+
+    def refusal(self, caller: str) -> Overloaded | None:
+        """Why this caller may not send more now."""
+        if self._total >= self._open and self._held.get(caller, 0) * max(2, len(self._held)) >= self._limit:
+            return self._full(self._total)
+        until, waiting = self._refused.get(caller, (0.0, 0))
+        return self._full(waiting) if self._clock() < until else None
+
+    def enter(self, caller: str, tokens: int) -> None:
+        """A call of so many tokens was accepted."""
+        self._total += tokens
+        self._held[caller] = self._held.get(caller, 0) + tokens
+
+    def leave(self, caller: str, tokens: int) -> None:
+        """It has its answer, or nobody waits for it any more."""
+        self._total -= tokens
+        self._held[caller] -= tokens
+        if self._held[caller] <= 0:
+            del self._held[caller]
+
+    def refused(self, caller: str, waiting: int) -> Overloaded:
+        """The queue, in which so many tokens wait, has refused this caller."""
+        if len(self._refused) > 1000:
+            self._refused.clear()
+        self._refused[caller] = (self._clock() + REFUSE_AGAIN, waiting)
+        return self._full(waiting)
+
+    def _full(self, waiting: int) -> Overloaded:
+        return Overloaded(
+            f"about {waiting:,} tokens wait; the limit is {self._limit:,}: try again in {Overloaded.retry_after} s, "
+            "send less at once, start more inference workers or raise MODELWRIGHT_QUEUE_TOKENS"
+        )
