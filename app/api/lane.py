@@ -2,9 +2,9 @@
 
 FastAPI spends 1 ms of CPU on finding a route and what it depends on, ten times what all the rest takes. A hot route
 stays what FastAPI made of it: method, path, scope, body, headers and endpoint are read off it here. A call that is not
-plain (another content type, a body or header that is refused, a missing scope, too many bytes) goes on to FastAPI as it
-came, so there is one implementation and every refusal has one wording. While the queue is full, calls are refused before
-their body is read.
+plain (another content type, a body or header that is refused, a missing scope, too many bytes) goes on to FastAPI as
+it came, so there is one implementation and every refusal has one wording. While the queue is full, calls are refused
+before their body is read.
 """
 
 from collections.abc import Callable, Iterable
