@@ -21,6 +21,7 @@ from app.api.deps import Services, declared_scope, get_caller, get_services
 from app.api.errors import answer, respond
 from app.api.middleware import HOT
 from app.contracts import scopes
+from app.core.errors import Overloaded
 
 E = TypeVar("E", bound=Callable[..., Any])
 
@@ -76,6 +77,8 @@ class FastLane:
     def __init__(self, app: ASGIApp, routers: Iterable[APIRouter], services: Services) -> None:
         self._app, self._services = app, services
         self._limit = services.settings.max_request_bytes
+        self._refusals: dict[bool, tuple[Overloaded, Response]] = {}
+        """Under `/v2` or not -> the last one, as it was sent."""
         marked = [r for router in routers for r in router.routes if hasattr(getattr(r, "endpoint", None), _MARK)]
         routes = [_HotRoute.of(route) for route in marked if isinstance(route, APIRoute)]
         self._exact = {found.route.path: found for found in routes if not found.path}
@@ -91,7 +94,7 @@ class FastLane:
         caller = scope["state"]["caller"]
         if scopes.allows(caller.scopes, found.scope) and (full := self._services.plane.refusal(caller.key_id)):
             scope["route"] = found.route
-            await respond(full, scope["path"])(scope, receive, send)  # the server throws away a body that nobody reads
+            await self._refuse(full, scope, receive, send)
             return
         received: list[Message] = []
         arguments = await self._arguments(found, parts, scope, receive, received)
@@ -112,6 +115,13 @@ class FastLane:
         except Exception as exc:
             response = await answer(request, exc)
         await response(scope, receive, send)
+
+    async def _refuse(self, full: Overloaded, scope: Scope, receive: Receive, send: Send) -> None:
+        """The server throws away a body that nobody reads. In a flood the same answer is sent many times."""
+        protocol = scope["path"].startswith("/v2/")
+        if self._refusals.get(protocol, (None, None))[0] is not full:
+            self._refusals[protocol] = (full, respond(full, scope["path"]))
+        await self._refusals[protocol][1](scope, receive, send)
 
     def _match(self, path: str) -> tuple[_HotRoute, dict[str, str]] | None:
         if exact := self._exact.get(path):

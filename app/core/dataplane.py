@@ -49,6 +49,8 @@ PUSH_AGAIN = 0.1
 """Seconds until what is sent again is tried once more."""
 RESTART = 0.1
 """Seconds until a task that failed begins anew."""
+NO_HURRY, COLLECT = 2048, 0.005
+"""While so many tokens are unanswered, pushes are collected for so many seconds: the workers have enough for 0.2 s."""
 PUSHES = 256
 """Calls in one command: a large one holds up nobody else's for longer than 2 ms."""
 
@@ -80,6 +82,7 @@ class DataPlane:
         self._admission = Admission(settings.queue_tokens)
         self._reply_to = reply_list(new_id("gw-"))
         self._metrics = metrics or DataPlaneMetrics(CollectorRegistry())
+        self._refusals = self._metrics.calls.labels("refused")
         # No socket timeouts, which redis-py would pay with a task for each command, and whose `wait_for` loses
         # cancellations on Python 3.11: each command runs under `asyncio.timeout` here instead. No retries, which
         # would multiply it.
@@ -102,6 +105,7 @@ class DataPlane:
 
     async def start(self) -> None:
         """Start sending, reading replies and watching the workers."""
+        self._loop = asyncio.get_running_loop()
         for work in (self._send, self._read_replies, self._watch):
             self._tasks.append(asyncio.create_task(_forever(work)))
 
@@ -120,7 +124,7 @@ class DataPlane:
     def refusal(self, caller: str) -> Overloaded | None:
         """Why a call of this caller would be refused now, whatever is in it."""
         if problem := self._admission.refusal(caller):
-            self._metrics.calls.labels("refused").inc()
+            self._refusals.inc()
         return problem
 
     async def predict(
@@ -176,7 +180,7 @@ class DataPlane:
         if not self._sightings.fresh() and (problem := await self._sightings.problem()):
             raise problem
         push = Push(requests, self._limit, urgent=urgent)
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         call = _Call(requests, {}, loop.create_future(), urgent)
         for request in requests:
             self._pending[request.id] = call
@@ -211,6 +215,8 @@ class DataPlane:
         """Push what was posted, for ever; what is posted during one push goes with the next, in one command."""
         while True:
             await self._posted.wait()
+            if self._admission.total > NO_HURRY:
+                await asyncio.sleep(COLLECT)
             self._posted.clear()
             # Nobody waits any more for a call that has expired or that its client has given up.
             posted = [push for push in self._outbox if self._waits(push)]
@@ -238,7 +244,7 @@ class DataPlane:
             if ok:
                 continue
             if problem and push.again:  # a connection of the pool that the lost server had
-                asyncio.get_running_loop().call_later(PUSH_AGAIN, self._post, push)
+                self._loop.call_later(PUSH_AGAIN, self._post, push)
                 continue
             refused = problem or self._admission.refused(push.caller, waiting)
             if waits := self._pending.get(push.request_id):

@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     max_input_chars: int = Field(100_000, gt=0)
     """Characters in one input; a page of text is about 3,000."""
 
-    queue_tokens: int = Field(16_384, gt=0)
+    queue_tokens: int = Field(24_576, gt=0)
     """Tokens, estimated, that may wait for the inference workers before callers get 429: 256 texts of 250 letters,
     which two cores answer in 2 s with a small encoder."""
 

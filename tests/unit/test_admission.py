@@ -10,11 +10,12 @@ LIMIT = 80
 
 def test_what_is_unanswered_counts_until_it_is_answered() -> None:
     admission = Admission(LIMIT)
-    for _ in range(7):
+    for _ in range(6):
         assert admission.refusal("a") is None
         admission.enter("a", 10)
-    refusal = admission.refusal("a")  # seven eighths are full, the rest is for others
-    assert refusal is not None and "about 70 tokens wait; the limit is 80" in refusal.message
+    refusal = admission.refusal("a")  # two thirds are full, the rest is for others
+    assert refusal is not None and "about 60 tokens wait; the limit is 80" in refusal.message
+    assert admission.refusal("b") is None
     admission.leave("a", 10)
     assert admission.refusal("a") is None
 
@@ -53,4 +54,4 @@ def test_all_that_entered_and_left_leaves_nothing(calls: list[tuple[str, int]]) 
             inside.append(call)
     for call in inside:
         admission.leave(*call)
-    assert (admission._total, admission._held) == (0, {})
+    assert (admission.total, admission._held) == (0, {})
