@@ -11,16 +11,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 class _Corked:
-    """A transport that sends what was written in one turn of the event loop together, in order."""
+    """A transport that sends two writes of one turn of the event loop together: the head waits for its body, or for the
+    turn to end."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport, self._held = transport, list[bytes]()
         self._loop = asyncio.get_running_loop()
 
     def write(self, data: bytes) -> None:
-        if not self._held:
-            self._loop.call_soon(self._flush)
         self._held.append(data)
+        if len(self._held) == 1:
+            self._loop.call_soon(self._flush)
+        else:
+            self._flush()
 
     def _flush(self) -> None:
         if self._held and not self._transport.is_closing():

@@ -156,6 +156,9 @@ def _windows(pieces: int, room: int, overlap: int) -> list[tuple[int, int, int, 
 
 def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Int64, Int64]:
     """Ids and attention mask, both int64 [rows, longest row]; padding stands on the right."""
+    if len(rows) == 1:
+        ids = np.array(rows, dtype=np.int64)
+        return ids, np.ones_like(ids)
     lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
     mask = np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
     ids = np.full(mask.shape, pad_token_id, dtype=np.int64)

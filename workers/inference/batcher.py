@@ -61,6 +61,8 @@ def partition(lengths: Sequence[int], budget: int, suits: Batching) -> list[list
     `suits.padding` of the batch's tokens. Rows of one length join the longer ones before them where the padding that
     this takes costs less than to start one more batch.
     """
+    if len(lengths) == 1:  # what a lone caller waits for
+        return [[0]]
     batches: list[list[int]] = []
     longest = shortest = real = 0
     rows = Counter(lengths)

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 
 import redis
 from prometheus_client import CollectorRegistry
@@ -73,6 +74,7 @@ class Consumer:
         )
         self._warm = Warm(self._sessions, desired) if desired else None
         self._most_tokens = settings.batch_tokens
+        self._batching = cache(self._within_limit)
         self._lookahead = LOOKAHEAD * LANES * self._batching(ON_CPU).tokens
         self._batcher: Batcher[LoadedVersion, InHand] = Batcher(
             lambda version: self._batching(version.runtime.batching), time.time
@@ -93,7 +95,7 @@ class Consumer:
         self._workers = [threading.Thread(target=self._work, name=f"predict-{k}", daemon=True) for k in range(lanes)]
         self._heart = threading.Thread(target=self._beat, name="predict-beat", daemon=True)
 
-    def _batching(self, suits: Batching) -> Batching:
+    def _within_limit(self, suits: Batching) -> Batching:
         """What suits an engine, within what the operator allows."""
         return replace(suits, tokens=min(suits.tokens, self._most_tokens or suits.tokens))
 
@@ -175,7 +177,8 @@ class Consumer:
         with self._changed:
             expired = self._batcher.expired
             batch = self._batcher.next()
-            self._metrics.expired.inc(self._batcher.expired - expired)
+            if self._batcher.expired > expired:
+                self._metrics.expired.inc(self._batcher.expired - expired)
             if batch is None:
                 return None
             alone = not self._running and not self._batcher.tokens
@@ -242,7 +245,8 @@ class Consumer:
         """Those whose deadline has not passed; nobody waits for the others."""
         now = time.time()
         live = [request for request in requests if request.deadline > now]
-        self._metrics.expired.inc(len(requests) - len(live))
+        if len(live) < len(requests):
+            self._metrics.expired.inc(len(requests) - len(live))
         return live
 
     def _admit(self, version: LoadedVersion, requests: list[PredictRequest]) -> None:
