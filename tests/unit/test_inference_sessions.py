@@ -190,6 +190,33 @@ def test_every_provider_here_computes_the_same_from_many_threads(tmp_path: Path)
             assert list(pool.map(run, range(1, 33))) == [10.0] * 32
 
 
+def test_a_loaded_engine_does_not_keep_the_file(tmp_path: Path) -> None:
+    graph = toy_graph(tmp_path)
+    before = sys.getrefcount(graph.model)
+    kept = [providers.load(name, graph) for name in providers.available()]
+    assert kept and sys.getrefcount(graph.model) == before
+
+
+def test_an_engine_need_not_decide_what_the_reference_cannot() -> None:
+    """Two labels as good as each other say nothing about an engine; a clear decision that it misses does."""
+    probes = [(np.ones((4, 3), dtype=np.int64), np.ones((4, 3), dtype=np.int64))]
+
+    class Engine:
+        batching = ON_CPU
+
+        def __init__(self, *logits: float) -> None:
+            self.logits = np.array([logits] * 4, dtype=np.float32)
+
+        def run(self, ids: Int64, mask: Int64, *, alone: bool = False) -> Float32:
+            return self.logits
+
+    def alike(reference: Engine, engine: Engine) -> bool:
+        return choice._measure(engine, probes, [reference.logits], vectors=False).alike
+
+    assert alike(Engine(1.0, 0.999, -4.0), Engine(0.999, 1.0, -4.0))
+    assert not alike(Engine(1.0, 0.9, -4.0), Engine(0.9, 1.0, -4.0))
+
+
 def test_a_device_gets_few_shapes_and_answers_as_the_bare_graph_does(tmp_path: Path) -> None:
     """On the CPU: no device is here. A graph that answers each token, so that rows and tokens must be cut back."""
     seen: set[tuple[int, ...]] = set()

@@ -29,9 +29,9 @@ from workers.inference.tasks.base import Prepare
 Locate = Callable[[str], tuple[Path, str]]
 """Version id -> (its artifact's folder, the digest on its row). May raise anything."""
 
-MEMORY_FACTOR, MEMORY_OVERHEAD = 2.3, 24 << 20
-"""A loaded version takes this many times its graph (two sessions, weights laid out anew) and this many bytes (arenas,
-tokenizer)."""
+MEMORY_FACTOR, MEMORY_OVERHEAD = 2.6, 24 << 20
+"""A loaded version takes this many times its graph (two sessions, weights laid out anew: ONNX Runtime 2.2, OpenVINO
+2.6) and this many bytes (arenas, tokenizer)."""
 REMEMBER_FAILURE = 5.0
 """Seconds until a version that failed to load is tried again."""
 

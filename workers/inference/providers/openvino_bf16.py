@@ -68,6 +68,8 @@ class _OpenVino:
             self._lanes.put(request)
 
     def _infer(self, request: Any, ids: Int64, mask: Int64) -> Float32:
-        found = request.infer(self._signature.feeds(ids, mask), share_inputs=True)
+        # Copied in as well: with `share_inputs` a request keeps pointing into arrays that are freed by its next batch,
+        # which ended the process (2026.4.1, batches of changing shapes).
+        found = request.infer(self._signature.feeds(ids, mask))
         # A copy: the request's own buffer is overwritten by its next batch.
         return np.array(found[self._signature.output], dtype=np.float32)

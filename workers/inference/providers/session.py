@@ -34,6 +34,8 @@ class Session:
                 f"{wanted} was asked for and ONNX Runtime fell back to {got}: install onnxruntime-gpu and its CUDA "
                 "libraries, or set MODELWRIGHT_PROVIDER=onnxruntime-cpu"
             )
+        # It would keep them to start anew without a provider that failed, which here is an error.
+        self._session._model_bytes = None
         graph.signature.check_inputs([i.name for i in self._session.get_inputs()])
         self._signature = graph.signature
 
