@@ -6,12 +6,14 @@ so it is refused.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from app.contracts.manifest import FUSED_NAME, FUSED_OF, MODEL_NAME
+from workers.inference.packing import pack
 from workers.inference.runtime import Int64, RuntimeRefused
 
 _KNOWN = frozenset({"input_ids", "attention_mask", "token_type_ids"})
@@ -56,6 +58,15 @@ class Graph:
         """Bytes of `model.onnx`."""
         self.model = model if fused is None else _with_weights(_checked(fused, FUSED_NAME), model, whole)
         """What engines read."""
+
+    def packed(self) -> "Graph":
+        """The same for batches of several rows (`packing.py`); itself where that changes nothing."""
+        model = onnx.load_model_from_string(self.model)
+        if not pack(model):
+            return self
+        other = copy(self)
+        other.model = model.SerializeToString()
+        return other
 
 
 def _with_weights(fused: onnx.ModelProto, model: bytes, whole: onnx.ModelProto) -> bytes:
