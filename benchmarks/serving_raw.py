@@ -20,7 +20,7 @@ import onnxruntime
 from app.contracts.manifest import FUSED_NAME, MANIFEST_NAME, MODEL_NAME, Manifest
 from workers.codecs.text import TextCodec, pad
 from workers.inference import providers
-from workers.inference.batcher import partition
+from workers.inference.batcher import Batching, partition
 from workers.inference.graph import Graph
 from workers.inference.providers import choice
 from workers.inference.runtime import LANES, ON_CPU, Float32, Int64, Runtime
@@ -69,17 +69,20 @@ def main(folder: Path, provider: Any, texts_file: Path, seconds: float) -> dict[
         own = providers.load(provider, graph)
     stock = Stock(folder / MODEL_NAME, serving.outputs[0])
     in_order = [pad(ids[i : i + BATCH], serving.pad_token_id) for i in range(0, len(ids), BATCH)]
-    by_length = [
-        pad([window[i] for i in batch], serving.pad_token_id)
-        for window in (ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW))
-        for batch in partition([len(row) for row in window], own.batching.tokens, own.batching)
-    ]
+
+    def by_length(suits: Batching) -> list[Batch]:
+        return [
+            pad([window[i] for i in batch], serving.pad_token_id)
+            for window in (ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW))
+            for batch in partition([len(row) for row in window], suits.tokens, suits)
+        ]
+
     times = _times(stock, [pad([row], serving.pad_token_id) for row in ids], seconds)
     return {
         "provider": provider,
         "random": _rate(stock, in_order, seconds),
-        "sorted": _rate(stock, by_length, seconds),
-        "own": _rate(own, by_length, seconds),
+        "sorted": _rate(stock, by_length(stock.batching), seconds),
+        "own": _rate(own, by_length(own.batching), seconds),
         "single_p50": statistics.median(times),
         "single_p99": float(np.quantile(times, 0.99)),
     }

@@ -10,7 +10,7 @@ import os
 
 from workers.inference.graph import Graph
 from workers.inference.providers.session import Session
-from workers.inference.runtime import LANES, ON_CPU, Float32, Int64, Runtime
+from workers.inference.runtime import LANES, ON_CPU, PACKED_ON_CPU, Float32, Int64, Runtime
 
 _CPU = "CPUExecutionProvider"
 
@@ -24,11 +24,11 @@ def load(graph: Graph) -> Runtime:
 
 
 class _OnCpu:
-    batching = ON_CPU
-
     def __init__(self, graph: Graph) -> None:
         cores = len(os.sched_getaffinity(0))
-        self._narrow = Session(graph.packed(), [_CPU], threads=cores // LANES)
+        packed = graph.packed()
+        self.batching = ON_CPU if packed is graph else PACKED_ON_CPU
+        self._narrow = Session(packed, [_CPU], threads=cores // LANES)
         self._wide = Session(graph, [_CPU], threads=cores) if LANES > 1 else self._narrow
 
     def run(self, ids: Int64, mask: Int64, *, alone: bool = False) -> Float32:
