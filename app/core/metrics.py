@@ -183,7 +183,7 @@ class InferenceMetrics:
         self.answered, self.expired = (self.requests.labels(outcome) for outcome in ("answered", "expired"))
         self.reply_seconds = Histogram(
             "modelwright_inference_reply_seconds",
-            "Sending the replies of one batch.",
+            "Sending the replies of one batch, where other work waits.",
             buckets=_SECONDS,
             registry=registry,
         )

@@ -15,6 +15,7 @@ import onnx
 from app.contracts.manifest import FUSED_NAME, FUSED_OF, MODEL_NAME
 from workers.inference.packing import pack
 from workers.inference.runtime import Int64, RuntimeRefused
+from workers.inference.wire import weights
 
 _KNOWN = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
@@ -56,29 +57,36 @@ class Graph:
         whole = _checked(model, MODEL_NAME)
         self.size = len(model)
         """Bytes of `model.onnx`."""
-        self.model = model if fused is None else _with_weights(_checked(fused, FUSED_NAME), model, whole)
+        self.model = model
         """What engines read."""
+        self._fused: onnx.ModelProto | None = None
+        if fused is not None and _made_of(found := _checked(fused, FUSED_NAME), model):
+            own = {weight.name for weight in found.graph.initializer}
+            self._fused, self._weights = found, weights(model, _read(found) - own)
+            self._shapes = {w.name: tuple(w.dims) for w in (*whole.graph.initializer, *found.graph.initializer)}
+            self.model = found.SerializeToString() + self._weights
 
     def packed(self) -> "Graph":
-        """The same for batches of several rows (`packing.py`); itself where that changes nothing."""
-        model = onnx.load_model_from_string(self.model)
-        if not pack(model):
+        """The same for batches of several rows (`packing.py`); itself where there is nothing to pack."""
+        if self._fused is None:
+            return self
+        fused = onnx.ModelProto()
+        fused.CopyFrom(self._fused)
+        if not pack(fused, self._shapes):
             return self
         other = copy(self)
-        other.model = model.SerializeToString()
+        other.model = fused.SerializeToString() + self._weights
         return other
 
 
-def _with_weights(fused: onnx.ModelProto, model: bytes, whole: onnx.ModelProto) -> bytes:
-    """The fused graph with the weights that it shares; `model` itself when it was made of another."""
+def _made_of(fused: onnx.ModelProto, model: bytes) -> bool:
     of = {entry.key: entry.value for entry in fused.metadata_props}.get(FUSED_OF)
-    if of != hashlib.sha256(model).hexdigest():
-        return model
-    own = {weight.name for weight in fused.graph.initializer}
-    used = {name for node in fused.graph.node for name in node.input} - own
-    fused.graph.initializer.extend(weight for weight in whole.graph.initializer if weight.name in used)
-    data: bytes = fused.SerializeToString()
-    return data
+    return of == hashlib.sha256(model).hexdigest()
+
+
+def _read(model: onnx.ModelProto) -> set[str]:
+    """All names that some node reads."""
+    return {name for node in model.graph.node for name in node.input}
 
 
 def _checked(data: bytes, name: str) -> onnx.ModelProto:

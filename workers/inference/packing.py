@@ -8,6 +8,8 @@ stands on padding afterwards is another token's row: it is masked in attention a
 Pure: a graph in, a graph out. Knows no engine.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
@@ -20,15 +22,18 @@ _INDEX, _PLACE = "packing.index", "packing.place"
 """Where in the flattened batch each real token stands; which real token stands at each place [batch, sequence]."""
 
 
-def pack(model: onnx.ModelProto) -> bool:
-    """Change `model` in place. False, and nothing changed, for a graph without fused attentions over a mask."""
+def pack(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Change `model` in place. False, and nothing changed, for a graph without fused attentions over a mask.
+
+    `shapes` of all weights by name: they need not be in `model`.
+    """
     graph = model.graph
-    ranks = {weight.name: len(weight.dims) for weight in graph.initializer}
+    ranks = {name: len(shape) for name, shape in shapes.items()}
     first = next((node for node in graph.node if node.op_type == "Attention" and len(node.input) > 2), None)
-    bias = first and next((w for w in graph.initializer if w.name == first.input[2]), None)
-    if first is None or bias is None or "attention_mask" not in {i.name for i in graph.input}:
+    bias = first and shapes.get(first.input[2])
+    if first is None or not bias or "attention_mask" not in {i.name for i in graph.input}:
         return False
-    root, width = first.input[0], bias.dims[0] // 3
+    root, width = first.input[0], bias[0] // 3
     constants = {"packing.flat": np.array([-1]), "packing.rows": np.array([-1, width]), "packing.zero": np.array(0)}
     constants["packing.one"] = np.array(1)
     packed: set[str] = set()
