@@ -1,9 +1,9 @@
 """The gateway's end of the inference queue: push requests, await replies. Imports no model runtime.
 
-One reader for each gateway process pops the process's own reply list and resolves futures by request id.
-Calls fail in about a second when Valkey is away or frozen, or when no inference worker lives: every command
-ends after `TIMEOUT`, only the reader blocks longer, on a connection of its own. Predictions are idempotent, so
-after Valkey or a worker was lost, what still waits is simply sent again.
+Two connections for each gateway process: one pushes, one pops the process's own reply list and resolves futures by
+request id. Calls fail in about a second when Valkey is away or frozen, or when no inference worker lives: every command
+ends after `TIMEOUT`, only the pop blocks longer. Predictions are idempotent, so after Valkey or a worker was lost, what
+still waits is simply sent again.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -38,6 +39,7 @@ from app.core.patience import TIMEOUT, Patience
 from app.core.predict_queue import PUSH, Push
 from app.core.settings import Settings
 from app.core.sightings import Sightings
+from app.core.wire import Wire
 
 CHUNK = 64
 """Inputs in one queued request: large calls share the workers with small ones, and with each other."""
@@ -86,40 +88,43 @@ class DataPlane:
         # No socket timeouts, which redis-py would pay with a task for each command, and whose `wait_for` loses
         # cancellations on Python 3.11: each command runs under `asyncio.timeout` here instead. No retries, which
         # would multiply it.
-        options: dict[str, Any] = {
-            "socket_timeout": None,
-            "socket_connect_timeout": TIMEOUT,
-            "retry": Retry(NoBackoff(), 0),
-        }
         self._commands = Redis.from_pool(
-            BlockingConnectionPool.from_url(redis_url, max_connections=16, timeout=TIMEOUT, **options)
+            BlockingConnectionPool.from_url(
+                redis_url,
+                max_connections=16,
+                timeout=TIMEOUT,
+                socket_timeout=None,
+                socket_connect_timeout=TIMEOUT,
+                retry=Retry(NoBackoff(), 0),
+            )
         )
-        self._blocking = Redis.from_url(redis_url, **options)
+        self._pushes, self._replies = Wire(redis_url), Wire(redis_url)
         self._pending: dict[str, _Call] = {}
         """Request id -> the call it is part of."""
         self._ids = itertools.count()
         self._outbox: list[Push] = []
-        self._posted = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        """What goes with the next push."""
+        self._pushing = False
+        self._watching: asyncio.Task[None] | None = None
         self._sightings = Sightings(self._commands, lambda: self._resend("worker_lost"))
 
     async def start(self) -> None:
-        """Start sending, reading replies and watching the workers."""
+        """Start reading replies and watching the workers."""
         self._loop = asyncio.get_running_loop()
-        for work in (self._send, self._read_replies, self._watch):
-            self._tasks.append(asyncio.create_task(_forever(work)))
+        self._watching = asyncio.create_task(_forever(self._watch))
+        self._pop()
 
     async def stop(self) -> None:
         """Stop, and fail the calls that still wait."""
-        for task in self._tasks:
-            while not task.done():
-                task.cancel()
-                await asyncio.wait([task], timeout=0.1)
+        while self._watching is not None and not self._watching.done():
+            self._watching.cancel()
+            await asyncio.wait([self._watching], timeout=0.1)
         await self._sightings.stop()
         for call in self._pending.values():
             call.fail(Unavailable("the gateway stops: send the request again"))
+        await self._pushes.stop()
+        await self._replies.stop()
         await self._commands.aclose()
-        await self._blocking.aclose()
 
     def refusal(self, caller: str) -> Overloaded | None:
         """Why a call of this caller would be refused now, whatever is in it."""
@@ -208,47 +213,53 @@ class DataPlane:
             return int(await cast(Awaitable[bytes | None], self._commands.hget(PREDICT_WAITING, "*")) or 0)
 
     def _post(self, push: Push) -> None:
+        """Push it now, or, during a push, with all that is posted until that is done, in one command."""
         self._outbox.append(push)
-        self._posted.set()
+        if not self._pushing:
+            self._pushing = True
+            self._hurry()
 
-    async def _send(self) -> None:
-        """Push what was posted, for ever; what is posted during one push goes with the next, in one command."""
-        while True:
-            await self._posted.wait()
-            if self._admission.total > NO_HURRY:
-                await asyncio.sleep(COLLECT)
-            self._posted.clear()
-            # Nobody waits any more for a call that has expired or that its client has given up.
-            posted = [push for push in self._outbox if self._waits(push)]
-            self._outbox.clear()
-            for at in range(0, len(posted), PUSHES):
-                await self._push(posted[at : at + PUSHES])
+    def _hurry(self) -> None:
+        if self._admission.total > NO_HURRY:
+            self._loop.call_later(COLLECT, self._push)
+        else:
+            self._loop.call_soon(self._push)  # with what else came in this turn of the loop
+
+    def _push(self) -> None:
+        """In one atomic step; a call that is refused, or whose push failed, hears it."""
+        # Nobody waits any more for a call that has expired or that its client has given up.
+        waiting = [push for push in self._outbox if self._waits(push)]
+        posted, self._outbox = waiting[:PUSHES], waiting[PUSHES:]
+        if not posted:
+            self._pushing = False
+            return
+        arguments = [argument for push in posted for argument in push.arguments]
+        # EVAL, not EVALSHA: Valkey caches by hash all the same; a restarted server needs no reload.
+        command = ("EVAL", PUSH, len(_KEYS), *_KEYS, predict_queue(""), *arguments)
+        self._pushes.ask(command, partial(self._pushed, posted))
+
+    def _pushed(self, posted: list[Push], answer: list[int] | Unavailable) -> None:
+        try:
+            if isinstance(answer, Unavailable):
+                for push in posted:
+                    if push.again:  # the server may be about to come back
+                        self._loop.call_later(PUSH_AGAIN, self._post, push)
+                    elif waits := self._pending.get(push.request_id):
+                        waits.fail(answer)
+                return
+            for push, admitted in zip(posted, answer[1:], strict=True):
+                if not admitted:
+                    refused = self._admission.refused(push.caller, answer[0])
+                    if waits := self._pending.get(push.request_id):
+                        waits.fail(refused)
+        finally:
+            self._pushing = bool(self._outbox)
+            if self._outbox:
+                self._hurry()
 
     def _waits(self, push: Push) -> bool:
         call = self._pending.get(push.request_id)
         return call is not None and not call.future.done()
-
-    async def _push(self, posted: list[Push]) -> None:
-        """In one atomic step; a call that is refused, or whose push failed, hears it."""
-        arguments = [argument for push in posted for argument in push.arguments]
-        problem: ModelwrightError | None = None
-        waiting, admitted = 0, [False] * len(posted)
-        try:
-            async with Patience():
-                # EVAL, not EVALSHA: Valkey caches by hash all the same; a restarted server needs no reload.
-                call = self._commands.eval(PUSH, len(_KEYS), *_KEYS, predict_queue(""), *cast(list[str], arguments))
-                waiting, *admitted = await cast(Awaitable[list[Any]], call)
-        except Unavailable as exc:
-            problem = exc
-        for push, ok in zip(posted, admitted, strict=True):
-            if ok:
-                continue
-            if problem and push.again:  # a connection of the pool that the lost server had
-                self._loop.call_later(PUSH_AGAIN, self._post, push)
-                continue
-            refused = problem or self._admission.refused(push.caller, waiting)
-            if waits := self._pending.get(push.request_id):
-                waits.fail(refused)
 
     async def _watch(self) -> None:
         """While calls wait, look for live workers: a frozen Valkey or a lost worker is noticed within two seconds."""
@@ -271,28 +282,33 @@ class DataPlane:
             self._metrics.resent.inc()
         log.info("predict_resent", reason=reason, requests=len(waiting))
 
-    async def _read_replies(self) -> None:
-        """Pop replies for ever; after a lost connection, reconnect and send again what waits."""
-        lost, pause = False, 0.05
-        while True:
-            try:
-                if lost:
-                    async with Patience():
-                        await self._blocking.ping()
-                    self._resend("connection_lost")
-                    lost, pause = False, 0.05
-                call = self._blocking.blmpop(BLOCK, 1, self._reply_to, direction="LEFT", count=256)
-                async with Patience(BLOCK + TIMEOUT):
-                    popped = await cast(Awaitable[list[Any] | None], call)
-                for data in popped[1] if popped else ():
-                    self._resolve(data)
-                await asyncio.sleep(0)  # whoever has its answer goes first: asking for more takes 0.1 ms
-            except Unavailable as exc:
-                if not lost:
-                    log.warning("predict_reader_lost_valkey", reason=str(exc))
-                lost = True
-                await asyncio.sleep(pause)
-                pause = min(1.0, pause * 2)
+    def _pop(self) -> None:
+        """Ask for replies; `_popped` asks again, for ever."""
+        command = ("BLMPOP", BLOCK, 1, self._reply_to, "LEFT", "COUNT", 256)
+        self._replies.ask(command, self._popped, BLOCK + TIMEOUT)
+
+    def _popped(self, answer: list[Any] | Unavailable | None) -> None:
+        if isinstance(answer, Unavailable):
+            log.warning("predict_reader_lost_valkey", reason=str(answer))
+            self._knock(0.05)
+            return
+        try:
+            for data in answer[1] if answer else ():
+                self._resolve(data)
+        finally:
+            self._loop.call_soon(self._pop)  # whoever has its answer goes first
+
+    def _knock(self, pause: float) -> None:
+        """Until Valkey is back; then send again what waits, and read on."""
+
+        def heard(answer: Any) -> None:
+            if isinstance(answer, Unavailable):
+                self._knock(min(1.0, pause * 2))
+            else:
+                self._resend("connection_lost")
+                self._pop()
+
+        self._loop.call_later(pause, self._replies.ask, ("PING",), heard)
 
     def _resolve(self, data: bytes) -> None:
         try:

@@ -13,25 +13,26 @@ from app.core.errors import Unavailable
 
 TIMEOUT = 1.0
 """Seconds for one command; on a local network one takes 0.0002."""
-_TURN = 0.1
+TURN = 0.1
+"""Seconds that a turn is counted for."""
 
 
 class Patience:
     """`async with Patience():` around commands. Raises `Unavailable` when they fail or take too long."""
 
     def __init__(self, seconds: float = TIMEOUT) -> None:
-        self._turns = round(seconds / _TURN)
+        self._turns = round(seconds / TURN)
         self._timeout = asyncio.timeout(None)
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(_TURN, self._turn)
+        self._timer = self._loop.call_later(TURN, self._turn)
 
     def _turn(self) -> None:
         self._turns -= 1
         if self._turns > 0:
-            self._timer = self._loop.call_later(_TURN, self._turn)
+            self._timer = self._loop.call_later(TURN, self._turn)
         else:
             self._timeout.reschedule(self._loop.time())
 
@@ -42,12 +43,13 @@ class Patience:
         try:
             await self._timeout.__aexit__(kind, exc, trace)
         except TimeoutError as late:
-            raise _away(late) from late
+            raise away(late) from late
         if isinstance(exc, RedisError | OSError):
-            raise _away(exc) from exc
+            raise away(exc) from exc
 
 
-def _away(exc: Exception) -> Unavailable:
+def away(exc: Exception) -> Unavailable:
+    """What callers hear when a command failed so."""
     return Unavailable(
         f"the inference queue does not answer ({type(exc).__name__}): check that Valkey runs and that "
         "MODELWRIGHT_REDIS_URL is right, then send the request again"

@@ -140,7 +140,7 @@ class Push:
         self.request_id, self.caller = first.id, first.caller
         self.again = limit is None
         self.tokens = sum(map(packed_tokens, items))
-        self.arguments = [
+        self.arguments: list[int | str | bytes] = [
             limit or 1 << 52,
             waits_in,
             first.caller,

@@ -332,7 +332,7 @@ async def test_a_call_that_cannot_be_sent_leaves_nothing_behind(url: str, artifa
 async def test_reply_lists_expire_when_their_gateway_died(url: str, artifacts: Path, client: redis.Redis) -> None:
     plane = DataPlane(url, Settings())
     await plane.start()
-    plane._tasks[1].cancel()  # nobody reads its replies
+    await plane._replies.stop()  # nobody reads its replies
     async with serving(Worker(url, artifacts)):
         with pytest.raises(DeadlineExceeded):
             await plane.predict("abc", ["w1"], {}, soon(1.0))

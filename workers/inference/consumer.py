@@ -64,7 +64,7 @@ class Consumer:
     ) -> None:
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._metrics = metrics or InferenceMetrics(CollectorRegistry())
-        self._link = Link(redis_url, self.name)
+        self._link = Link(redis_url, self.name, meanwhile=self._metrics.later.settle)
         self._sessions = Sessions(
             locate,
             budget=settings.session_memory_bytes,
@@ -222,7 +222,8 @@ class Consumer:
         now = time.time()
         of_version: dict[str, list[PredictRequest]] = defaultdict(list)
         for request in requests:
-            self._metrics.of(request.model).queue_seconds.observe(max(0.0, now - request.queued_at))
+            waited = max(0.0, now - request.queued_at)
+            self._metrics.later(self._metrics.of(request.model).queue_seconds.observe, waited)
             of_version[request.version_id].append(request)
         for version_id, found in of_version.items():
             if version := self._sessions.loaded(version_id):

@@ -51,7 +51,7 @@ def admit(version: LoadedVersion, request: PredictRequest, metrics: InferenceMet
     prepared = version.prepare(version.codec, version.serving, request.inputs, request.parameters)
     # A tokenizer without special tokens makes no token of an empty text; the graph needs one.
     rows = [row or [version.serving.pad_token_id] for row in prepared.rows]
-    metrics.of(request.model).tokenize_seconds.observe(time.perf_counter() - started)
+    metrics.later(metrics.of(request.model).tokenize_seconds.observe, time.perf_counter() - started)
     hand = InHand(request, Prepared(rows, prepared.finish), [None] * len(rows), len(rows))
     return Waiting(version, [len(row) for row in rows], request.deadline, hand)
 
@@ -82,13 +82,8 @@ def _run(version: LoadedVersion, rows: list[InHandRow], metrics: InferenceMetric
     logits = version.runtime.run(ids, mask, alone=alone)
     if not np.isfinite(logits).all():
         raise FloatingPointError("the model returned logits that are not finite")
-    of, real = metrics.of(rows[0][0].request.request.model), sum(w.lengths[i] for w, i in rows)
-    of.batch_seconds.observe(time.perf_counter() - started)
-    of.rows.inc(len(rows))
-    of.batch_rows.observe(len(rows))
-    of.padding.observe(1 - real / mask.size)
-    of.real_tokens.inc(real)
-    of.padding_tokens.inc(mask.size - real)
+    seconds, real = time.perf_counter() - started, sum(w.lengths[i] for w, i in rows)
+    metrics.later(metrics.of(rows[0][0].request.request.model).ran, seconds, len(rows), real, mask.size)
     for (waiting, i), values in zip(rows, logits, strict=True):
         waiting.request.logits[i] = values if values.ndim == 1 else values[: waiting.lengths[i]]
 
@@ -108,7 +103,7 @@ def _finish(hand: InHand, batch_size: int, metrics: InferenceMetrics) -> Reply:
         outputs = hand.prepared.finish(logits)
     except Exception as exc:  # one request's outputs are no other's business
         return failure(request, exc, metrics)
-    metrics.answered.inc()
+    metrics.later(metrics.answered.inc)
     tokens = sum(map(len, hand.prepared.rows))
     return request.reply_to, PredictReply(request.id, outputs, tokens, batch_size)
 

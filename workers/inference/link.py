@@ -3,8 +3,10 @@
 Every method raises `redis.RedisError` when Valkey is away; the client reconnects by itself on the next call.
 """
 
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -34,6 +36,8 @@ BEAT_EXPIRES = 6
 """Seconds after its last heartbeat that a worker counts as dead."""
 REPLIES_EXPIRE = 120
 """Seconds that a reply list outlives its gateway."""
+LOOK_AFTER = 1.0
+"""Seconds unused after which a connection may have been closed by the server."""
 IDLE_EXPIRES = int((BLOCK + 0.5) * 1000)
 """Milliseconds after which a worker that died while it was idle is handed nothing."""
 
@@ -42,11 +46,20 @@ _KEYS = (PREDICT_DOORBELL, PREDICT_WAITING, PREDICT_DIRECT)
 log = get_logger(__name__)
 
 
-class Link:
-    """Thread-safe: each thread gets a connection from the pool."""
+class _Own(threading.local):
+    """A thread's own connection."""
 
-    def __init__(self, redis_url: str, name: str) -> None:
-        self._name = inference_connection(name)
+    connection: Any = None
+    used = 0.0
+    """When, by the monotonic clock."""
+
+
+class Link:
+    """Thread-safe: each thread has a connection of its own."""
+
+    def __init__(self, redis_url: str, name: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """`meanwhile` is called after each write of a lane, while Valkey and the gateway are at work."""
+        self._name, self._meanwhile = inference_connection(name), meanwhile
         self._redis = redis.Redis.from_url(
             redis_url,
             client_name=self._name,
@@ -54,16 +67,15 @@ class Link:
             socket_connect_timeout=TIMEOUT,
             retry=Retry(NoBackoff(), 0),  # a repeated take would drop what the first one took
         )
+        self._own = _Own()
+        self._connections: list[Any] = []
         self._beat_key = f"{WORKERS}:inference:{name}"
 
     def wait(self, replies: Iterable[Reply] = ()) -> list[PredictRequest] | None:
         """Send `replies`, then block: until a request comes that found nothing before it, or (an empty list) until some
         line has requests. None after `BLOCK` seconds without either."""
-        pipe = self._redis.pipeline(transaction=False)
-        self._push(pipe, replies)
-        pipe.set(PREDICT_IDLE, b"", px=IDLE_EXPIRES)
-        pipe.blmpop(BLOCK, 1, PREDICT_DIRECT, direction="LEFT")
-        popped = pipe.execute()[-1]
+        idle = ("SET", PREDICT_IDLE, b"", "PX", IDLE_EXPIRES)
+        popped = self._call([*_pushes(replies), idle, ("BLMPOP", BLOCK, 1, PREDICT_DIRECT, "LEFT")])
         return None if popped is None else _unpacked(popped[1])
 
     def wake(self) -> None:
@@ -78,26 +90,39 @@ class Link:
 
         `replies` go out on the way.
         """
-        pipe = self._redis.pipeline(transaction=False)
-        self._push(pipe, replies)
-        turn = str(min(tokens, TURN_TOKENS))
-        pipe.eval(TAKE, len(_KEYS), *_KEYS, predict_queue(""), str(tokens), turn)
-        return _unpacked(pipe.execute()[-1])
+        turn = min(tokens, TURN_TOKENS)
+        take = ("EVAL", TAKE, len(_KEYS), *_KEYS, predict_queue(""), tokens, turn)
+        return _unpacked(self._call([*_pushes(replies), take]))
 
     def reply(self, replies: Iterable[Reply]) -> None:
         """Push replies."""
-        pipe = self._redis.pipeline(transaction=False)
-        self._push(pipe, replies)
-        pipe.execute()
+        if pushes := _pushes(replies):
+            self._call(pushes)
 
-    def _push(self, pipe: Any, replies: Iterable[Reply]) -> None:
-        """Those for one gateway in one command."""
-        lists: dict[str, list[bytes]] = defaultdict(list)
-        for reply_to, reply in replies:
-            lists[reply_to].append(encode(reply))
-        for name, items in lists.items():
-            pipe.rpush(name, *items)
-            pipe.expire(name, REPLIES_EXPIRE)  # each time: a list that was emptied has forgotten it
+    def _call(self, commands: list[tuple[Any, ...]]) -> Any:
+        """Send commands in one write; the answer of the last.
+
+        On the connection itself: redis-py's pool and pipeline take longer than Valkey does.
+        """
+        own = self._own
+        if own.connection is None:
+            own.connection = self._redis.connection_pool.make_connection()
+            self._connections.append(own.connection)
+        connection = own.connection
+        try:
+            if time.monotonic() - own.used > LOOK_AFTER and connection.is_connected:
+                try:
+                    connection.can_read(0)  # raises, and disconnects, where the server has closed it
+                except redis.ConnectionError:
+                    connection.disconnect()
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            self._meanwhile()
+            answers = [connection.read_response() for _ in commands]
+        except BaseException:
+            connection.disconnect()  # its other answers are not read: they would be taken for those of the next call
+            raise
+        own.used = time.monotonic()
+        return answers[-1]
 
     def beat(self) -> None:
         """Say that this worker lives."""
@@ -108,7 +133,22 @@ class Link:
         self._redis.delete(self._beat_key, PREDICT_IDLE)
 
     def close(self) -> None:
+        """Belongs to the last thread."""
+        for connection in self._connections:
+            connection.disconnect()
         self._redis.close()
+
+
+def _pushes(replies: Iterable[Reply]) -> list[tuple[Any, ...]]:
+    """Commands: those for one gateway in one."""
+    lists: dict[str, list[bytes]] = defaultdict(list)
+    for reply_to, reply in replies:
+        lists[reply_to].append(encode(reply))
+    commands: list[tuple[Any, ...]] = []
+    for name, items in lists.items():
+        commands.append(("RPUSH", name, *items))
+        commands.append(("EXPIRE", name, REPLIES_EXPIRE))  # each time: a list that was emptied has forgotten it
+    return commands
 
 
 def _unpacked(items: Iterable[bytes]) -> list[PredictRequest]:
