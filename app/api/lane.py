@@ -106,14 +106,13 @@ class FastLane:
             await self._app(scope, again, send)
             return
         scope["route"] = found.route  # as the framework does: the log and the metrics name it
-        request = Request(scope, again)
         if found.body is None:
-            arguments["request"] = request
+            arguments["request"] = Request(scope, again)
         try:
             call = found.route.endpoint(**arguments, services=self._services, caller=caller)
             response: Response = await call
         except Exception as exc:
-            response = await answer(request, exc)
+            response = await answer(Request(scope, again), exc)
         await response(scope, receive, send)
 
     async def _refuse(self, full: Overloaded, scope: Scope, receive: Receive, send: Send) -> None:

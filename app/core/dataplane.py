@@ -84,7 +84,7 @@ class DataPlane:
         self._admission = Admission(settings.queue_tokens)
         self._reply_to = reply_list(new_id("gw-"))
         self._metrics = metrics or DataPlaneMetrics(CollectorRegistry())
-        self._refusals = self._metrics.calls.labels("refused")
+        self._refusals = self._metrics.calls("refused")
         # No socket timeouts, which redis-py would pay with a task for each command, and whose `wait_for` loses
         # cancellations on Python 3.11: each command runs under `asyncio.timeout` here instead. No retries, which
         # would multiply it.
@@ -170,11 +170,15 @@ class DataPlane:
             reply = await self._ask(requests, urgent=urgent)
         except ModelwrightError as exc:
             outcome = {Overloaded: "refused", DeadlineExceeded: "expired"}.get(type(exc), "unavailable")
-            self._metrics.calls.labels(outcome).inc()
+            self._metrics.calls(outcome).inc()
             raise
-        self._metrics.calls.labels(reply.error or "answered").inc()
-        self._metrics.seconds.observe(time.time() - started)
+        self._loop.call_soon(self._count, reply.error or "answered", time.time() - started)
         return reply
+
+    def _count(self, outcome: str, seconds: float) -> None:
+        """After the answer is out: the caller waits for that."""
+        self._metrics.calls(outcome).inc()
+        self._metrics.seconds.observe(seconds)
 
     async def _ask(self, requests: list[PredictRequest], *, urgent: bool) -> PredictReply:
         first, inputs = requests[0], sum(len(request.inputs) for request in requests)

@@ -1,5 +1,6 @@
 """One prediction call: inputs checked against the version's manifest, a deadline set, the data plane asked."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +71,14 @@ class PredictionService:
             raise
         outputs = reply.outputs or []
         seconds = time.time() - started
-        self._metrics.answered(version.name, len(outputs), seconds)
-        self._statistics.answered(version.id, len(outputs), reply.batch_size, seconds)
+        asyncio.get_running_loop().call_soon(self._count, version, len(outputs), reply.batch_size, seconds)
         self._shadow.mirror(version, inputs, parameters, outputs)
         return Prediction(version, reply)
+
+    def _count(self, version: ServableVersion, outputs: int, batch_size: int, seconds: float) -> None:
+        """After the answer is out: the caller waits for that."""
+        self._metrics.answered(version.name, outputs, seconds)
+        self._statistics.answered(version.id, outputs, batch_size, seconds)
 
     def check_count(self, inputs: list[Any], field: str) -> None:
         if not 1 <= len(inputs) <= self._settings.max_inputs:

@@ -4,7 +4,6 @@ A batch that fails is run again request by request, so a poison input fails its 
 """
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -62,7 +61,9 @@ def execute(batch: Batch[LoadedVersion, InHand], metrics: InferenceMetrics, *, a
     `alone` says that no other batch runs beside it.
     """
     requests = {id(waiting): waiting for waiting, _ in batch.rows}
-    rows = Counter(id(waiting) for waiting, _ in batch.rows)
+    rows = dict.fromkeys(requests, 0)
+    for waiting, _ in batch.rows:
+        rows[id(waiting)] += 1
     failed: list[Reply] = []
     try:
         _run(batch.version, batch.rows, metrics, alone=alone)

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import redis
+from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -115,7 +116,7 @@ class Link:
                     connection.can_read(0)  # raises, and disconnects, where the server has closed it
                 except redis.ConnectionError:
                     connection.disconnect()
-            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            connection.send_packed_command([b"".join(map(pack_command, commands))], check_health=False)
             self._meanwhile()
             answers = [connection.read_response() for _ in commands]
         except BaseException:

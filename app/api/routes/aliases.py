@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
 
-from app.api.deps import CallerDep, CreationDep, ServicesDep, json_answer, requires
+from app.api.deps import CallerDep, CreationDep, JsonAnswer, ServicesDep, requires
 from app.api.schemas.aliases import AliasChangeObject, AliasObject
 from app.api.schemas.common import Deleted, ListOf
 from app.contracts.aliases import AliasSet
@@ -44,7 +44,7 @@ def drop_alias(model: ModelPath, alias: AliasName, services: ServicesDep, caller
 @router.post("/{alias}/rollback", dependencies=[requires("train")], response_model=AliasObject)
 def roll_back_alias(model: ModelPath, alias: AliasName, services: ServicesDep, creation: CreationDep) -> Response:
     """Undo the last change of an alias that was not undone yet."""
-    return json_answer(services.aliases.rollback(model, alias, creation, AliasObject.render))
+    return JsonAnswer(services.aliases.rollback(model, alias, creation, AliasObject.render))
 
 
 @router.get("/{alias}/history", dependencies=[requires("read")])

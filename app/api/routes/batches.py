@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api.deps import CreationDep, ServicesDep, json_answer, requires
+from app.api.deps import CreationDep, JsonAnswer, ServicesDep, requires
 from app.api.schemas.batches import BatchObject
 from app.api.schemas.common import ListOf
 from app.contracts.batches import BatchRequest
@@ -26,7 +26,7 @@ def create_batch(body: BatchRequest, request: Request, services: ServicesDep, cr
             code="endpoint_not_served",
             param="endpoint",
         )
-    return json_answer(services.batches.create(body, creation, lambda row: BatchObject.of(row).model_dump_json()))
+    return JsonAnswer(services.batches.create(body, creation, lambda row: BatchObject.of(row).model_dump_json()))
 
 
 @router.get("", dependencies=[requires("read")])

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from app.api.deps import BareCreationDep, CreationDep, ServicesDep, json_answer, requires
+from app.api.deps import BareCreationDep, CreationDep, JsonAnswer, ServicesDep, requires
 from app.api.schemas.common import Deleted, ListOf
 from app.api.schemas.files import (
     ExpirySeconds,
@@ -142,7 +142,7 @@ def build(settings: Settings) -> APIRouter:
                 creation.of(*_texts(form)),
                 lambda row: FileObject.of(row).model_dump_json(),
             )
-        return json_answer(answer)
+        return JsonAnswer(answer)
 
     @router.get("/v1/files", dependencies=[requires("read")])
     def list_files(
@@ -183,7 +183,7 @@ def build(settings: Settings) -> APIRouter:
     def create_upload(body: UploadCreate, services: ServicesDep, creation: CreationDep) -> Response:
         """Start a file that arrives in parts; it expires after an hour."""
         new = NewFile(body.filename, body.purpose, body.expires_after.seconds if body.expires_after else None)
-        return json_answer(services.files.start_upload(new, body.bytes, creation, _upload_text))
+        return JsonAnswer(services.files.start_upload(new, body.bytes, creation, _upload_text))
 
     @router.post(
         "/v1/uploads/{upload_id}/parts",
@@ -204,12 +204,12 @@ def build(settings: Settings) -> APIRouter:
                 creation.of(*_texts(form)),
                 lambda row: PartObject.of(row).model_dump_json(),
             )
-        return json_answer(answer)
+        return JsonAnswer(answer)
 
     @router.post("/v1/uploads/{upload_id}/complete", dependencies=[requires("train")], response_model=UploadObject)
     def complete_upload(upload_id: str, body: UploadComplete, services: ServicesDep, creation: CreationDep) -> Response:
         """Join the parts, in the order given, into a file and check it."""
-        return json_answer(services.files.complete_upload(upload_id, body.part_ids, body.md5, creation, _upload_text))
+        return JsonAnswer(services.files.complete_upload(upload_id, body.part_ids, body.md5, creation, _upload_text))
 
     @router.post("/v1/uploads/{upload_id}/cancel", dependencies=[requires("train")])
     def cancel_upload(upload_id: str, services: ServicesDep) -> UploadObject:

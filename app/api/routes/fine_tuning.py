@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
-from app.api.deps import CreationDep, ServicesDep, json_answer, requires
+from app.api.deps import CreationDep, JsonAnswer, ServicesDep, requires
 from app.api.schemas.common import ListOf
 from app.api.schemas.fine_tuning import CheckpointObject, EventObject, JobObject
 from app.contracts.fine_tuning import FineTuningRequest
@@ -43,7 +43,7 @@ def create_job(
 ) -> Response:
     """Start a training job. Once this answers, the job runs to an end, whatever breaks between."""
     organization = services.settings.organization
-    return json_answer(
+    return JsonAnswer(
         services.fine_tuning.create(body, creation, lambda row: JobObject.of(row, organization).model_dump_json())
     )
 

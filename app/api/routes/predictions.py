@@ -5,9 +5,9 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Header, Response
 
-from app.api.deps import CallerDep, ServicesDep, StickyKey, json_answer, requires, servable
+from app.api.deps import CallerDep, JsonAnswer, ServicesDep, StickyKey, requires, servable
 from app.api.lane import hot
-from app.api.schemas.predictions import PredictBody, PredictionObject
+from app.api.schemas.predictions import NO_PARAMETERS, PredictBody, PredictionObject
 from app.core.ids import new_id
 from app.services.embeddings import floats, vectors
 
@@ -26,7 +26,8 @@ async def predict(
     """Predict for one input or many. The answer holds one output an input, in order, and names the version."""
     version = await servable(services, body.model, x_request_timeout_ms, x_sticky_key)
     inputs = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    parameters = {name: value for name, value in body.parameters if value is not None}
+    given = body.parameters is not NO_PARAMETERS
+    parameters = {name: value for name, value in body.parameters if value is not None} if given else {}
     found = await services.predictions.predict(version, inputs, parameters, x_request_timeout_ms, caller=caller.key_id)
     outputs = found.reply.outputs or []
     if version.serving.task == "sentence-embedding":
@@ -40,4 +41,4 @@ async def predict(
         "usage": {"inputs": len(outputs), "tokens": found.reply.tokens},
         "batch_size": found.reply.batch_size,
     }
-    return json_answer(msgspec.json.encode(answer))
+    return JsonAnswer(msgspec.json.encode(answer))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from app.api.deps import CreationDep, ServicesDep, json_answer, requires
+from app.api.deps import CreationDep, JsonAnswer, ServicesDep, requires
 from app.api.schemas.common import Deleted, ListOf
 from app.api.schemas.webhooks import (
     EventTypeList,
@@ -23,7 +23,7 @@ After = Annotated[str | None, Query(max_length=64)]
 @router.post("/v1/webhook_endpoints", dependencies=[requires("admin")], response_model=WebhookEndpointWithSecret)
 def create_webhook_endpoint(body: WebhookCreate, services: ServicesDep, creation: CreationDep) -> Response:
     """Register a URL; the answer alone shows the signing secret."""
-    return json_answer(services.webhooks.create(body, creation, WebhookEndpointWithSecret.reveal))
+    return JsonAnswer(services.webhooks.create(body, creation, WebhookEndpointWithSecret.reveal))
 
 
 @router.get("/v1/webhook_endpoints", dependencies=[requires("admin")])
@@ -66,7 +66,7 @@ def rotate_webhook_secret(
 ) -> Response:
     """A new signing secret; the old one stops at once, or signs too for 24 hours."""
     keep_old = body is not None and body.keep_old_secret_active_for_24_hours
-    return json_answer(
+    return JsonAnswer(
         services.webhooks.rotate_secret(webhook_endpoint_id, keep_old, creation, WebhookEndpointWithSecret.reveal)
     )
 

@@ -16,6 +16,9 @@ class PredictParameters(Strict):
     dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
 
 
+NO_PARAMETERS = PredictParameters()
+
+
 class PredictBody(Strict):
     model_config = ConfigDict(
         extra="forbid",
@@ -30,7 +33,8 @@ class PredictBody(Strict):
     model: ModelId
     # Counted and measured by the service, whose message names the entry; here only the wildest size is refused.
     inputs: Annotated[str | list[Any], Field(max_length=1_000_000)]
-    parameters: PredictParameters = PredictParameters()
+    # A factory: pydantic copies a default deeply for each call.
+    parameters: PredictParameters = Field(default_factory=lambda: NO_PARAMETERS)
 
 
 class Usage(BaseModel):

@@ -68,8 +68,13 @@ class _OpenVino:
             self._lanes.put(request)
 
     def _infer(self, request: Any, ids: Int64, mask: Int64) -> Float32:
-        # Copied in as well: with `share_inputs` a request keeps pointing into arrays that are freed by its next batch,
-        # which ended the process (2026.4.1, batches of changing shapes).
-        found = request.infer(self._signature.feeds(ids, mask))
+        # Copied into the request's own tensors. With `share_inputs` it keeps pointing into arrays that are freed by its
+        # next batch, which ended the process (2026.4.1, batches of changing shapes); handing it the arrays to copy
+        # takes 0.15 ms longer.
+        for name, values in self._signature.feeds(ids, mask).items():
+            tensor = request.get_tensor(name)
+            tensor.shape = values.shape
+            tensor.data[:] = values
+        request.infer()
         # A copy: the request's own buffer is overwritten by its next batch.
-        return np.array(found[self._signature.output], dtype=np.float32)
+        return np.array(request.get_tensor(self._signature.output).data, dtype=np.float32)
