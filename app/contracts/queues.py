@@ -14,10 +14,7 @@ PREDICT_WAITING = "modelwright:predict:waiting"
 (`app/core/predict_queue.py`)."""
 
 PREDICT_DIRECT = "modelwright:predict:direct"
-"""List on which idle workers block: a request that found nothing before it, or an empty string: look at the lines."""
-
-PREDICT_IDLE = "modelwright:predict:idle"
-"""Exists while a worker blocks on `PREDICT_DIRECT` that nobody has woken; expires soon after one that died so."""
+"""List on which idle workers block: a gateway's only request, or an empty string: look at the lines."""
 
 WORKERS = "modelwright:workers"
 """Hash key prefix of live workers' heartbeats: `<WORKERS>:<role>:<name>`, expiring."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -25,7 +25,6 @@ from app.contracts.messages import PredictReply, PredictRequest, decode_reply
 from app.contracts.queues import (
     PREDICT_DIRECT,
     PREDICT_DOORBELL,
-    PREDICT_IDLE,
     PREDICT_WAITING,
     predict_queue,
     reply_list,
@@ -36,7 +35,7 @@ from app.core.ids import new_id
 from app.core.logging import get_logger
 from app.core.metrics import DataPlaneMetrics
 from app.core.patience import TIMEOUT, Patience
-from app.core.predict_queue import PUSH, Push
+from app.core.predict_queue import PUSH, Push, packed_tokens
 from app.core.settings import Settings
 from app.core.sightings import Sightings
 from app.core.wire import Wire
@@ -56,7 +55,7 @@ NO_HURRY, COLLECT = 2048, 0.005
 PUSHES = 256
 """Calls in one command: a large one holds up nobody else's for longer than 2 ms."""
 
-_KEYS = (PREDICT_DOORBELL, PREDICT_WAITING, PREDICT_DIRECT, PREDICT_IDLE)
+_KEYS = (PREDICT_DOORBELL, PREDICT_WAITING, PREDICT_DIRECT)
 
 log = get_logger(__name__)
 
@@ -213,8 +212,11 @@ class DataPlane:
 
     async def waiting(self) -> int:
         """Tokens in the queue, estimated. Raises `Unavailable` when Valkey does not answer."""
-        async with Patience():
-            return int(await cast(Awaitable[bytes | None], self._commands.hget(PREDICT_WAITING, "*")) or 0)
+        async with Patience(), self._commands.pipeline(transaction=False) as pipe:
+            pipe.hget(PREDICT_WAITING, "*")
+            pipe.lrange(PREDICT_DIRECT, 0, -1)
+            lined, direct = await pipe.execute()
+            return int(lined or 0) + sum(map(packed_tokens, filter(None, direct)))
 
     def _post(self, push: Push) -> None:
         """Push it now, or, during a push, with all that is posted until that is done, in one command."""
@@ -237,10 +239,20 @@ class DataPlane:
         if not posted:
             self._pushing = False
             return
+        if len(posted) == 1 and self._alone(posted[0]):
+            self._pushes.ask(("RPUSH", PREDICT_DIRECT, *posted[0].items), partial(self._handed, posted))
+            return
         arguments = [argument for push in posted for argument in push.arguments]
         # EVAL, not EVALSHA: Valkey caches by hash all the same; a restarted server needs no reload.
         command = ("EVAL", PUSH, len(_KEYS), *_KEYS, predict_queue(""), *arguments)
         self._pushes.ask(command, partial(self._pushed, posted))
+
+    def _alone(self, push: Push) -> bool:
+        """Whether nothing else of this gateway is unanswered."""
+        return len(push.items) == 1 and self._admission.total == push.tokens and not push.again
+
+    def _handed(self, posted: list[Push], answer: int | Unavailable) -> None:
+        self._pushed(posted, answer if isinstance(answer, Unavailable) else [0, 1])
 
     def _pushed(self, posted: list[Push], answer: list[int] | Unavailable) -> None:
         try:

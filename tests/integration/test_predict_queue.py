@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.contracts.queues import PREDICT_DIRECT, PREDICT_IDLE
 from app.core.errors import DeadlineExceeded, Overloaded
 from tests.integration.test_dataplane import (  # noqa: F401  (fixtures)
     Worker,
@@ -84,18 +83,16 @@ async def test_256_single_inputs_at_once_are_admitted_by_default(url: str, artif
 
 
 async def test_an_idle_worker_is_handed_a_lone_request_and_the_others_are_woken(url: str, client: redis.Redis) -> None:
-    def idle() -> bool:
-        blocked: int = client.info("clients")["blocked_clients"]
-        return blocked > len(waits) and client.exists(PREDICT_IDLE) == 1  # the gateway's reader blocks as well
-
     async with gateway(url) as plane:
         with closing(Link(url, "one")) as one, closing(Link(url, "two")) as two:
             one.beat()
             two.beat()
             waits = [asyncio.create_task(asyncio.to_thread(link.wait)) for link in (one, two)]
-            while not idle():  # noqa: ASYNC110
+            while client.info("clients")["blocked_clients"] <= len(waits):  # noqa: ASYNC110  (the gateway reads, too)
                 await asyncio.sleep(0)
-            calls = [asyncio.create_task(plane.predict("abc", [f"w{k}"], {}, soon(3.0))) for k in range(3)]
+            calls = [asyncio.create_task(plane.predict("abc", ["w0"], {}, soon(3.0)))]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            calls += [asyncio.create_task(plane.predict("abc", [f"w{k}"], {}, soon(3.0))) for k in (1, 2)]
             handed = await asyncio.gather(*waits)
             assert sorted(len(requests or ()) for requests in handed) == [0, 1], "one has it in hand, one is to look"
             assert await plane.waiting() == 4
@@ -108,16 +105,14 @@ async def test_an_idle_worker_is_handed_a_lone_request_and_the_others_are_woken(
                 call.cancel()
 
 
-async def test_what_an_idle_worker_was_handed_when_it_died_is_taken_by_another(
-    url: str, client: redis.Redis, artifacts: Path
-) -> None:
-    with closing(Link(url, "ghost")) as ghost:
-        ghost.beat()
-        async with gateway(url) as plane:
-            client.set(PREDICT_IDLE, b"", px=60_000)  # it died before its mark expired
-            call = asyncio.create_task(plane.predict("abc", ["w2"], {}, soon()))
-            while not client.llen(PREDICT_DIRECT):  # noqa: ASYNC110
-                await asyncio.sleep(0)
-            assert await plane.waiting() == 0
-            async with serving(Worker(url, artifacts)):
-                assert labels_of(await call) == ["c"]
+async def test_a_lone_request_that_nobody_was_idle_for_comes_before_the_lines(url: str) -> None:
+    with closing(Link(url, "busy")) as busy:
+        busy.beat()
+        async with gateway(url) as first, gateway(url) as second:
+            lined = asyncio.gather(*(first.predict("abc", ["w1"], {}, soon(1.0), caller="many") for _ in range(3)))
+            await until_waiting(first, 6)
+            lone = asyncio.create_task(second.predict("abc", ["w2"], {}, soon(1.0), caller="one"))
+            await until_waiting(first, 8)
+            assert [request.caller for request in busy.take(1)] == ["one", "many"]
+            for call in (lined, lone):
+                call.cancel()

@@ -1,4 +1,5 @@
 """Counts of predictions over a real Valkey: several gateways add up, and none is lost while Valkey is away."""
+# ruff: noqa: F811  (fixtures of the other file)
 
 import asyncio
 from contextlib import closing
@@ -19,7 +20,7 @@ from app.core.statistics import Counts, Statistics
 from app.services.models import ServableVersion
 from app.services.predictions import PredictionService
 from tests import toy_artifact
-from tests.integration.test_dataplane import Worker, gateway, serving, until_waiting
+from tests.integration.test_dataplane import Worker, gateway, serving, until_waiting, url  # noqa: F401  (fixture)
 from workers.inference.link import Link
 
 
@@ -61,20 +62,20 @@ async def test_counts_are_kept_while_valkey_is_away(tmp_path: Path) -> None:
     server.stop()
 
 
-async def test_calls_that_waited_together_are_one_execution(redis_url: str, tmp_path: Path) -> None:
+async def test_calls_that_waited_together_are_one_execution(url: str, tmp_path: Path) -> None:
     version = new_id("ver-")
     digest = toy_artifact.build(tmp_path / version)
     (tmp_path / version / "digest").write_text(digest)
     serving_of = Manifest.model_validate_json((tmp_path / version / MANIFEST_NAME).read_text()).serving
-    counts = Statistics(redis_url)
-    async with gateway(redis_url) as plane:
+    counts = Statistics(url)
+    async with gateway(url) as plane:
         predictions = PredictionService(plane, Settings(), VersionMetrics(CollectorRegistry()), counts)
         toy = ServableVersion(version, "toy:1", serving_of)
-        with closing(Link(redis_url, "ghost")) as ghost:
+        with closing(Link(url, "ghost")) as ghost:
             ghost.beat()  # a worker that lives and takes nothing
             calls = [asyncio.ensure_future(predictions.predict(toy, ["w1", "w2"], {}, None)) for _ in range(8)]
             await until_waiting(plane, 8 * estimate(["w1", "w2"]))
-            async with serving(Worker(redis_url, tmp_path)):
+            async with serving(Worker(url, tmp_path)):
                 found = await asyncio.gather(*calls)
             ghost.sign_off()
     assert {answer.reply.batch_size for answer in found} == {16}

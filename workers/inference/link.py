@@ -19,7 +19,6 @@ from app.contracts.messages import PredictRequest, encode
 from app.contracts.queues import (
     PREDICT_DIRECT,
     PREDICT_DOORBELL,
-    PREDICT_IDLE,
     PREDICT_WAITING,
     WORKERS,
     inference_connection,
@@ -39,8 +38,6 @@ REPLIES_EXPIRE = 120
 """Seconds that a reply list outlives its gateway."""
 LOOK_AFTER = 1.0
 """Seconds unused after which a connection may have been closed by the server."""
-IDLE_EXPIRES = int((BLOCK + 0.5) * 1000)
-"""Milliseconds after which a worker that died while it was idle is handed nothing."""
 
 _KEYS = (PREDICT_DOORBELL, PREDICT_WAITING, PREDICT_DIRECT)
 
@@ -73,15 +70,13 @@ class Link:
         self._beat_key = f"{WORKERS}:inference:{name}"
 
     def wait(self, replies: Iterable[Reply] = ()) -> list[PredictRequest] | None:
-        """Send `replies`, then block: until a request comes that found nothing before it, or (an empty list) until some
-        line has requests. None after `BLOCK` seconds without either."""
-        idle = ("SET", PREDICT_IDLE, b"", "PX", IDLE_EXPIRES)
-        popped = self._call([*_pushes(replies), idle, ("BLMPOP", BLOCK, 1, PREDICT_DIRECT, "LEFT")])
+        """Send `replies`, then block: until some gateway has a single request, or (an empty list) until some line has
+        requests. None after `BLOCK` seconds without either."""
+        popped = self._call([*_pushes(replies), ("BLMPOP", BLOCK, 1, PREDICT_DIRECT, "LEFT")])
         return None if popped is None else _unpacked(popped[1])
 
     def wake(self) -> None:
-        """End the `wait` of this worker's other threads now; nothing is handed to them from here on."""
-        self._redis.delete(PREDICT_IDLE)
+        """End the `wait` of this worker's other threads now."""
         for connection in self._redis.client_list():
             if connection["name"] == self._name:
                 self._redis.client_unblock(int(connection["id"]))
@@ -131,7 +126,7 @@ class Link:
 
     def sign_off(self) -> None:
         """Say that it no longer does."""
-        self._redis.delete(self._beat_key, PREDICT_IDLE)
+        self._redis.delete(self._beat_key)
 
     def close(self) -> None:
         """Belongs to the last thread."""
