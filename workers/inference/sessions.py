@@ -29,13 +29,25 @@ from workers.inference.tasks.base import Prepare
 Locate = Callable[[str], tuple[Path, str]]
 """Version id -> (its artifact's folder, the digest on its row). May raise anything."""
 
-MEMORY_FACTOR, MEMORY_OVERHEAD = 2.6, 24 << 20
-"""A loaded version takes this many times its graph (two sessions, weights laid out anew: ONNX Runtime 2.2, OpenVINO
-2.6) and this many bytes (arenas, tokenizer)."""
+_MEMORY: dict[Provider, tuple[float, int]] = {
+    "onnxruntime-cpu": (2.8, 32 << 20),
+    "openvino-bf16": (3.0, 256 << 20),
+    "cuda": (2.8, 32 << 20),
+    "tensorrt": (2.8, 32 << 20),
+}
+"""A loaded version takes so many times its graph, for weights that lie there twice and are laid out anew, and so many
+bytes: buffers, the tokenizer, and in OpenVINO kernels and buffers for all the shapes that it has seen (MiniLM-L6 after
+thousands of batches: 284 MB in ONNX Runtime, 519 in OpenVINO). Devices: a guess."""
 REMEMBER_FAILURE = 5.0
 """Seconds until a version that failed to load is tried again."""
 
 log = get_logger(__name__)
+
+
+def memory(provider: Provider, graph_size: int) -> int:
+    """Bytes that a loaded version takes, estimated; `graph_size` in bytes."""
+    factor, overhead = _MEMORY[provider]
+    return int(graph_size * factor) + overhead
 
 
 class ModelLoadFailed(Exception):
@@ -82,7 +94,7 @@ def load(version_id: str, folder: Path, digest: str, setting: ProviderSetting, r
         runtime=runtime,
         prepare=TASKS[serving.task],
         provider=provider,
-        bytes=int(graph.size * MEMORY_FACTOR) + MEMORY_OVERHEAD,
+        bytes=memory(provider, graph.size),
     )
 
 

@@ -12,7 +12,7 @@ from tests.chaos.harness import Harness
 from tests.chaos.report import Row
 from tests.chaos.serving.callers import Load, Question, mixed
 from tests.chaos.serving.fleet import WORDS, Fleet
-from workers.inference.sessions import MEMORY_FACTOR, MEMORY_OVERHEAD
+from workers.inference.sessions import memory as estimate
 
 LAYERS = 4
 """MiB of one version's graph."""
@@ -24,7 +24,7 @@ ROUNDS = 4
 
 def budget(versions: int) -> int:
     """Bytes for so many versions, by the worker's own estimate."""
-    return int(versions * ((LAYERS << 20) * 1.02 * MEMORY_FACTOR + MEMORY_OVERHEAD))
+    return versions * estimate("onnxruntime-cpu", int((LAYERS << 20) * 1.02))
 
 
 def counts(h: Harness) -> tuple[int, int, int]:

@@ -15,6 +15,10 @@ import numpy as np
 from workers.inference.graph import Graph
 from workers.inference.runtime import LANES, ON_CPU, Float32, Int64, Runtime, RuntimeRefused
 
+_KERNELS = 300
+"""Kernels kept for shapes that were seen, by each stream. OpenVINO's own 5,000 took 180 MB more for MiniLM-L6 after an
+hour's worth of shapes, and made 2 % more answers."""
+
 
 def available() -> bool:
     """Whether OpenVINO is installed and this processor computes bf16 itself."""
@@ -41,7 +45,11 @@ class _OpenVino:
     def __init__(self, graph: Graph) -> None:
         openvino = _openvino()
         cores = len(os.sched_getaffinity(0))
-        options = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": cores}
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16",
+            "INFERENCE_NUM_THREADS": cores,
+            "CPU_RUNTIME_CACHE_CAPACITY": _KERNELS,
+        }
         try:
             core = openvino.Core()
             model = core.read_model(graph.model)
