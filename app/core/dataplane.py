@@ -38,7 +38,7 @@ from app.core.patience import TIMEOUT, Patience
 from app.core.predict_queue import PUSH, Push, packed_tokens
 from app.core.settings import Settings
 from app.core.sightings import Sightings
-from app.core.wire import Wire
+from app.core.valkey import Wire
 
 CHUNK = 64
 """Inputs in one queued request: large calls share the workers with small ones, and with each other."""
