@@ -102,9 +102,11 @@ class Wire(asyncio.Protocol):
         try:
             async with Patience():
                 await connection.connect()
-        except Unavailable as exc:
+        except BaseException as exc:
             self._opening = None
             await connection.disconnect(nowait=True)
+            if not isinstance(exc, Unavailable):
+                raise
             self._give_up(exc)
             return
         self._connection, self._opening = connection, None
@@ -121,7 +123,7 @@ class Wire(asyncio.Protocol):
             self._asked[0].turns -= 1
             if self._asked[0].turns < 0:
                 self._give_up(TimeoutError())
-        if self._asked and not self._stopped:
+        if self._asked and self._timer is None:  # who was told may have asked again
             self._timer = asyncio.get_running_loop().call_later(TURN, self._turn)
 
     def _answered(self, answer: Any) -> None:
