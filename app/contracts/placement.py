@@ -1,6 +1,7 @@
 """Which versions the inference workers should hold. The rows say it (`app/registry/placement.py`)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -11,3 +12,5 @@ class Desired:
     """Under an alias, in its weights or its shadow, or loaded on purpose."""
     unloaded: frozenset[str]
     """Unloaded on purpose, and so not in `pinned`."""
+    max_batch_size: Mapping[str, int] = field(default_factory=dict)
+    """Most rows in a batch, of versions for which somebody said so."""

@@ -11,14 +11,17 @@ class PinRepository:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def put(self, version_id: str, *, loaded: bool) -> None:
+    def put(self, version_id: str, *, loaded: bool, max_batch_size: int | None = None) -> None:
+        values = {"loaded": loaded, "max_batch_size": max_batch_size}
         self.session.execute(
             insert(PinRow)
-            .values(version_id=version_id, loaded=loaded)
-            .on_conflict_do_update(
-                index_elements=["version_id"], set_={"loaded": loaded, "updated_at": func.clock_timestamp()}
-            )
+            .values(version_id=version_id, **values)
+            .on_conflict_do_update(index_elements=["version_id"], set_={**values, "updated_at": func.clock_timestamp()})
         )
+
+    def max_batch_size(self, version_id: str) -> int | None:
+        """Most rows in a batch of this version, if somebody said so."""
+        return self.session.scalar(select(PinRow.max_batch_size).where(PinRow.version_id == version_id))
 
     def unloaded(self) -> set[str]:
         """Ids of the versions that must not answer."""

@@ -13,7 +13,7 @@ def desired(session: Session) -> Desired:
         select(AliasRow.version_id, AliasRow.weights, AliasRow.shadow_id)
     ):
         named |= {version_id, *(weights or ()), *([shadow_id] if shadow_id else [])}
-    pins = session.execute(select(PinRow.version_id, PinRow.loaded)).all()
-    unloaded = frozenset(version_id for version_id, loaded in pins if not loaded)
-    named |= {version_id for version_id, loaded in pins if loaded}
-    return Desired(frozenset(named) - unloaded, unloaded)
+    pins = session.execute(select(PinRow.version_id, PinRow.loaded, PinRow.max_batch_size)).all()
+    unloaded = frozenset(version_id for version_id, loaded, _ in pins if not loaded)
+    named |= {version_id for version_id, loaded, _ in pins if loaded}
+    return Desired(frozenset(named) - unloaded, unloaded, {version_id: rows for version_id, _, rows in pins if rows})

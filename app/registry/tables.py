@@ -298,6 +298,8 @@ class PinRow(Base):
     version_id: Mapped[str] = mapped_column(ForeignKey("versions.id"), primary_key=True)
     loaded: Mapped[bool]
     """True: every inference worker with room keeps it in memory; False: it is refused until somebody loads it."""
+    max_batch_size: Mapped[int | None]
+    """Most rows in a batch; None: what suits the engine."""
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW, onupdate=_NOW)
 
 

@@ -75,12 +75,17 @@ class OipRepositoryService:
             rows, unloaded = ModelRepository(session).all_versions(), PinRepository(session).unloaded()
         return [Entry(row.model.name, str(row.number), row.id not in unloaded) for row in rows]
 
-    def set_loaded(self, name: str, *, loaded: bool) -> None:
+    def set_loaded(self, name: str, *, loaded: bool, max_batch_size: int | None = None) -> None:
         """Wish that the version which `name` stands for is kept in memory, or answers nothing."""
         row = self._models.version(name)
         with self._database.unit_of_work() as session:
-            PinRepository(session).put(row.id, loaded=loaded)
+            PinRepository(session).put(row.id, loaded=loaded, max_batch_size=max_batch_size)
         self._models.forget()
+
+    def max_batch_size(self, version_id: str) -> int:
+        """What a version's configuration says: as many rows as run together, or as many inputs as a call may have."""
+        with self._database.unit_of_work() as session:
+            return PinRepository(session).max_batch_size(version_id) or self._settings.max_inputs
 
     async def warm(self, version: ServableVersion, caller: str) -> None:
         """Wait until a worker has answered with it. Raises `Unavailable` that says why none did."""

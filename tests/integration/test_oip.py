@@ -349,6 +349,11 @@ def test_unload_and_load(client: Any, http: Client, toys: Toys) -> None:
     assert index(client, name) == {"1": ("READY", "")}
     assert output(client.infer(name, texts("w1")), "label") == ["b"]
     client.load_model(name, config=json.dumps({"max_batch_size": 8, "dynamic_batching": {}}))
+    assert client.get_model_config(name)["max_batch_size"] == 8
+    client.load_model(name)
+    assert client.get_model_config(name)["max_batch_size"] == 1024
+    with pytest.raises(InferenceServerException, match=r"\[400\] config: max_batch_size"):
+        client.load_model(name, config=json.dumps({"max_batch_size": 0}))
     with pytest.raises(InferenceServerException, match=r"\[400\].*versions are made by jobs alone"):
         client.load_model(name, config="{}", files={"file:1/model.onnx": b"graph"})
     with pytest.raises(InferenceServerException, match=r"\[400\] config: instance_group"):

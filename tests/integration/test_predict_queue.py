@@ -76,6 +76,20 @@ async def test_callers_take_turns_and_an_urgent_one_goes_first(url: str) -> None
             assert await plane.waiting() == 0
 
 
+async def test_no_batch_has_more_rows_than_somebody_said_of_its_version(url: str, artifacts: Path) -> None:
+    with closing(Link(url, "ghost")) as ghost:
+        ghost.beat()
+        async with gateway(url) as plane:
+            calls = [plane.predict(version, ["w1", "w2"], {}, soon()) for version in ("abc", "five") for _ in range(4)]
+            held = asyncio.gather(*calls)
+            await until_waiting(plane, 32)
+            worker = Worker(url, artifacts)
+            worker.consumer._sessions.max_batch_size = {"abc": 3}
+            async with serving(worker):
+                sizes = [reply.batch_size for reply in await held]
+    assert max(sizes[:4]) <= 3 and sizes[4:] == [8] * 4
+
+
 async def test_256_single_inputs_at_once_are_admitted_by_default(url: str, artifacts: Path) -> None:
     async with service(url, artifacts) as (plane, _):
         replies = await asyncio.gather(*(plane.predict("abc", [text(k % 32, 3)], {}, soon()) for k in range(256)))

@@ -41,6 +41,13 @@ def test_partition_keeps_every_row_once_within_budget_and_padding(
         assert padded - sum(lengths[i] for i in batch) <= limit * padded
 
 
+@given(lengths, st.integers(1, 5))
+def test_no_batch_has_more_rows_than_somebody_said(lengths: list[int], rows: int) -> None:
+    batches = partition(lengths, 4096, Batching(4096, 1.0, 1000, 1, rows))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert max(map(len, batches), default=0) <= rows
+
+
 def test_a_batch_is_started_only_where_that_costs_less_than_the_padding_it_saves() -> None:
     suits = Batching(512, 1.0, 5, 1)
     assert partition([10, 9, 9, 9, 9, 9], 512, suits) == [[0, 1, 2, 3, 4, 5]]

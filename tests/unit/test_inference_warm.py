@@ -23,6 +23,12 @@ def test_pinned_versions_are_loaded_and_unwanted_ones_leave(tmp_path: Path) -> N
     assert cache.loaded("v0") is None and cache.loaded("v1") is not None
 
 
+def test_how_large_batches_may_be_is_passed_on(tmp_path: Path) -> None:
+    cache, _ = sessions(tmp_path)
+    Warm(cache, lambda: Desired(frozenset({"v0"}), frozenset(), {"v0": 2})).once()
+    assert cache.max_batch_size == {"v0": 2}
+
+
 def test_pins_beyond_the_budget_do_not_push_one_another_out(tmp_path: Path) -> None:
     cache, asked = sessions(tmp_path, room_for=2)
     warm = Warm(cache, lambda: wanted("v0", "v1", "v2", "v3"))

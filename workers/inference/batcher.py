@@ -28,6 +28,8 @@ class Batching:
     """What a batch takes beside its tokens, in tokens: so much padding is cheaper than another batch."""
     lanes: int
     """Batches that run side by side."""
+    rows: int | None = None
+    """Most rows in a batch, where somebody said so for a version."""
 
 
 @dataclass(eq=False, slots=True)
@@ -57,9 +59,9 @@ class Batch(Generic[V, R]):
 def partition(lengths: Sequence[int], budget: int, suits: Batching) -> list[list[int]]:
     """Cut rows into batches; returns indices into `lengths` (tokens, each > 0), longest rows first.
 
-    In each batch rows x longest <= `budget` tokens, unless a single row exceeds it, and padding is at most
-    `suits.padding` of the batch's tokens. Rows of one length join the longer ones before them where the padding that
-    this takes costs less than to start one more batch.
+    In each batch rows x longest <= `budget` tokens, unless a single row exceeds it, there are `suits.rows` at most,
+    and padding is at most `suits.padding` of the batch's tokens. Rows of one length join the longer ones before them
+    where the padding that this takes costs less than to start one more batch.
     """
     if len(lengths) == 1:  # what a lone caller waits for
         return [[0]]
@@ -69,7 +71,8 @@ def partition(lengths: Sequence[int], budget: int, suits: Batching) -> list[list
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[i]
         padded = (len(batches[-1]) + 1) * longest if batches else 0
-        fits = padded <= budget and padded - real - length <= suits.padding * padded
+        full = batches and len(batches[-1]) == suits.rows
+        fits = not full and padded <= budget and padded - real - length <= suits.padding * padded
         joins = length == shortest or rows[length] * (longest - length) <= suits.start
         if batches and fits and joins:
             batches[-1].append(i)

@@ -76,9 +76,7 @@ class Consumer:
         self._most_tokens = settings.batch_tokens
         self._batching = cache(self._within_limit)
         self._lookahead = LOOKAHEAD * LANES * self._batching(ON_CPU).tokens
-        self._batcher: Batcher[LoadedVersion, InHand] = Batcher(
-            lambda version: self._batching(version.runtime.batching), time.time
-        )
+        self._batcher: Batcher[LoadedVersion, InHand] = Batcher(self._suits, time.time)
         self._changed = threading.Condition()
         """Guards the batcher and the fields below; notified when any of them changed."""
         self._taking = False
@@ -98,6 +96,11 @@ class Consumer:
     def _within_limit(self, suits: Batching) -> Batching:
         """What suits an engine, within what the operator allows."""
         return replace(suits, tokens=min(suits.tokens, self._most_tokens or suits.tokens))
+
+    def _suits(self, version: LoadedVersion) -> Batching:
+        suits = self._batching(version.runtime.batching)
+        rows = self._sessions.max_batch_size.get(version.version_id)
+        return replace(suits, rows=rows) if rows else suits
 
     def start(self) -> None:
         """Start the threads; gateways know this worker on return, or as soon as Valkey is there."""

@@ -9,7 +9,7 @@ its own requests; the failure is remembered for a moment, so that a flood of the
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,8 @@ class Sessions:
         """`budget` is in bytes; one version is kept though it alone be larger."""
         self._locate, self._budget, self._metrics = locate, budget, metrics
         self._provider, self._remembered = provider, remembered
+        self.max_batch_size: Mapping[str, int] = {}
+        """Version id -> most rows in a batch, where somebody said so."""
         self._pinned: frozenset[str] = frozenset()
         self._versions: OrderedDict[str, LoadedVersion] = OrderedDict()
         self._failures: dict[str, tuple[float, str]] = {}

@@ -44,8 +44,9 @@ class Warm:
                 return
 
     def once(self) -> None:
-        """Unload what is not wanted, load what is and fits."""
+        """Unload what is not wanted, load what is and fits; pass on how large batches may be."""
         wanted = self._desired()
+        self._sessions.max_batch_size = wanted.max_batch_size
         for version_id in wanted.unloaded:
             if self._sessions.unload(version_id):
                 log.info("version_unloaded", version_id=version_id, asked=True)

@@ -114,7 +114,7 @@ def model_config(model: ModelPath, services: ServicesDep) -> shapes.ModelConfig:
 
 
 def _config(services: ServicesDep, name: str) -> shapes.ModelConfig:
-    serving = services.models.resolve(name).serving
+    version = services.models.resolve(name)
 
     def described(spec: TensorSpec) -> shapes.ConfigTensor:
         kind = "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
@@ -124,9 +124,9 @@ def _config(services: ServicesDep, name: str) -> shapes.ModelConfig:
         name=name,
         platform=PLATFORM,
         backend=BACKEND,
-        max_batch_size=services.settings.max_inputs,
+        max_batch_size=services.oip_repository.max_batch_size(version.id),
         input=[described(TEXT)],
-        output=[described(spec) for spec in outputs_of(serving).values()],
+        output=[described(spec) for spec in outputs_of(version.serving).values()],
     )
 
 

@@ -79,28 +79,27 @@ async def repository_index(request: Request, services: ServicesDep) -> list[shap
 async def load_model(request: Request, model: ModelPath, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """Keep the version in memory and answer once a worker has run it. `config` takes batching members alone."""
     asked = wire.parsed(shapes.LoadRequest, await request.body())
-    _check_load(asked.parameters)
-    await run_in_threadpool(services.oip_repository.set_loaded, model, loaded=True)
+    rows = _overrides(asked.parameters).max_batch_size
+    await run_in_threadpool(services.oip_repository.set_loaded, model, loaded=True, max_batch_size=rows)
     await services.oip_repository.warm(await servable(services, model, None), caller.key_id)
     return {}
 
 
-def _check_load(parameters: shapes.LoadParameters) -> None:
+def _overrides(parameters: shapes.LoadParameters) -> shapes.BatchingOverrides:
     if files := [name for name in parameters.model_extra or {} if name.startswith("file:")]:
         raise InvalidRequest(
             f"{files[0][:80]!r} is a file of a model; versions are made by jobs alone: POST /v1/fine_tuning/jobs",
             param="parameters",
         )
-    if parameters.config is not None:
-        try:
-            shapes.BatchingOverrides.model_validate_json(parameters.config)
-        except ValidationError as exc:
-            found = exc.errors(include_url=False)[0]
-            where = ".".join(map(str, found["loc"])) or "config"
-            raise InvalidRequest(
-                f"config: {where}: {found['msg']}; a load takes {', '.join(shapes.BatchingOverrides.model_fields)}",
-                param="parameters.config",
-            ) from exc
+    try:
+        return shapes.BatchingOverrides.model_validate_json(parameters.config or "{}")
+    except ValidationError as exc:
+        found = exc.errors(include_url=False)[0]
+        where = ".".join(map(str, found["loc"])) or "config"
+        raise InvalidRequest(
+            f"config: {where}: {found['msg']}; a load takes {', '.join(shapes.BatchingOverrides.model_fields)}",
+            param="parameters.config",
+        ) from exc
 
 
 @router.post("/repository/models/{model:path}/unload", dependencies=[requires("train")])

@@ -80,7 +80,7 @@ class BatchingOverrides(Strict):
     name: str | None = None
     platform: str | None = None
     backend: str | None = None
-    max_batch_size: Annotated[int, Field(ge=0)] | None = None
+    max_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     dynamic_batching: Annotated[dict[str, Any], Field(max_length=16)] | None = None
 
 
