@@ -1,9 +1,9 @@
 """The gateway's end of the inference queue: push requests, await replies. Imports no model runtime.
 
-Two connections for each gateway process: one pushes, one pops the process's own reply list and resolves futures by
-request id. Calls fail in about a second when Valkey is away or frozen, or when no inference worker lives: every command
-ends after `TIMEOUT`, only the pop blocks longer. Predictions are idempotent, so after Valkey or a worker was lost, what
-still waits is simply sent again.
+Two connections for each gateway process: `pushing.py` sends, `replies.py` pops the process's own list, and futures are
+resolved here by request id. Calls fail in about a second when Valkey is away or frozen, or when no inference worker
+lives: every command ends after `TIMEOUT`, only the pop blocks longer. Predictions are idempotent, so after Valkey or a
+worker was lost, what still waits is simply sent again.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,41 +21,25 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from app.contracts.messages import PredictReply, PredictRequest, decode_reply
-from app.contracts.queues import (
-    PREDICT_DIRECT,
-    PREDICT_DOORBELL,
-    PREDICT_WAITING,
-    predict_queue,
-    reply_list,
-)
+from app.contracts.queues import PREDICT_DIRECT, PREDICT_WAITING, reply_list
 from app.core.admission import Admission
 from app.core.errors import DeadlineExceeded, ModelwrightError, Overloaded, Unavailable
 from app.core.ids import new_id
 from app.core.logging import get_logger
 from app.core.metrics import DataPlaneMetrics
 from app.core.patience import TIMEOUT, Patience
-from app.core.predict_queue import PUSH, Push, packed_tokens
+from app.core.predict_queue import Push, packed_tokens
+from app.core.pushing import Pusher
+from app.core.replies import Replies
 from app.core.settings import Settings
 from app.core.sightings import Sightings
-from app.core.valkey import Wire
 
 CHUNK = 64
 """Inputs in one queued request: large calls share the workers with small ones, and with each other."""
-BLOCK = 5.0
-"""Seconds the reader's blocking pop waits; a silent connection is dropped `TIMEOUT` later."""
 LIVENESS = 1.0
 """Seconds between looks for live workers while calls wait."""
-PUSH_AGAIN = 0.1
-"""Seconds until what is sent again is tried once more."""
 RESTART = 0.1
 """Seconds until a task that failed begins anew."""
-NO_HURRY, COLLECT = 2048, 0.005
-"""While so many tokens are unanswered, pushes are collected for so many seconds: the workers have enough for 0.2 s."""
-PUSHES = 256
-"""Calls in one command: a large one holds up nobody else's for longer than 2 ms."""
-
-_KEYS = (PREDICT_DOORBELL, PREDICT_WAITING, PREDICT_DIRECT)
-
 log = get_logger(__name__)
 
 
@@ -97,21 +80,19 @@ class DataPlane:
                 retry=Retry(NoBackoff(), 0),
             )
         )
-        self._pushes, self._replies = Wire(redis_url), Wire(redis_url)
         self._pending: dict[str, _Call] = {}
         """Request id -> the call it is part of."""
         self._ids = itertools.count()
-        self._outbox: list[Push] = []
-        """What goes with the next push."""
-        self._pushing = False
         self._watching: asyncio.Task[None] | None = None
         self._sightings = Sightings(self._commands, lambda: self._resend("worker_lost"))
+        self._pusher = Pusher(redis_url, self._admission, self._waits, self._fail)
+        self._replies = Replies(redis_url, self._reply_to, self._resolve, lambda: self._resend("connection_lost"))
 
     async def start(self) -> None:
         """Start reading replies and watching the workers."""
         self._loop = asyncio.get_running_loop()
         self._watching = asyncio.create_task(_forever(self._watch))
-        self._pop()
+        self._replies.start()
 
     async def stop(self) -> None:
         """Stop, and fail the calls that still wait."""
@@ -121,7 +102,7 @@ class DataPlane:
         await self._sightings.stop()
         for call in self._pending.values():
             call.fail(Unavailable("the gateway stops: send the request again"))
-        await self._pushes.stop()
+        await self._pusher.stop()
         await self._replies.stop()
         await self._commands.aclose()
 
@@ -196,7 +177,7 @@ class DataPlane:
         timer = loop.call_later(left, lambda: call.fail(_expired(first.deadline - first.queued_at, inputs)))
         self._admission.enter(first.caller, push.tokens)
         try:
-            self._post(push)
+            self._pusher.post(push)
             await call.future
             return _merge([call.replies[request.id] for request in requests])
         finally:
@@ -218,64 +199,13 @@ class DataPlane:
             lined, direct = await pipe.execute()
             return int(lined or 0) + sum(map(packed_tokens, filter(None, direct)))
 
-    def _post(self, push: Push) -> None:
-        """Push it now, or, during a push, with all that is posted until that is done, in one command."""
-        self._outbox.append(push)
-        if not self._pushing:
-            self._pushing = True
-            self._hurry()
-
-    def _hurry(self) -> None:
-        if self._admission.total > NO_HURRY:
-            self._loop.call_later(COLLECT, self._push)
-        else:
-            self._loop.call_soon(self._push)  # with what else came in this turn of the loop
-
-    def _push(self) -> None:
-        """In one atomic step; a call that is refused, or whose push failed, hears it."""
-        # Nobody waits any more for a call that has expired or that its client has given up.
-        waiting = [push for push in self._outbox if self._waits(push)]
-        posted, self._outbox = waiting[:PUSHES], waiting[PUSHES:]
-        if not posted:
-            self._pushing = False
-            return
-        if len(posted) == 1 and self._alone(posted[0]):
-            self._pushes.ask(("RPUSH", PREDICT_DIRECT, *posted[0].items), partial(self._handed, posted))
-            return
-        arguments = [argument for push in posted for argument in push.arguments]
-        # EVAL, not EVALSHA: Valkey caches by hash all the same; a restarted server needs no reload.
-        command = ("EVAL", PUSH, len(_KEYS), *_KEYS, predict_queue(""), *arguments)
-        self._pushes.ask(command, partial(self._pushed, posted))
-
-    def _alone(self, push: Push) -> bool:
-        """Whether nothing else of this gateway is unanswered."""
-        return len(push.items) == 1 and self._admission.total == push.tokens and not push.again
-
-    def _handed(self, posted: list[Push], answer: int | Unavailable) -> None:
-        self._pushed(posted, answer if isinstance(answer, Unavailable) else [0, 1])
-
-    def _pushed(self, posted: list[Push], answer: list[int] | Unavailable) -> None:
-        try:
-            if isinstance(answer, Unavailable):
-                for push in posted:
-                    if push.again:  # the server may be about to come back
-                        self._loop.call_later(PUSH_AGAIN, self._post, push)
-                    elif waits := self._pending.get(push.request_id):
-                        waits.fail(answer)
-                return
-            for push, admitted in zip(posted, answer[1:], strict=True):
-                if not admitted:
-                    refused = self._admission.refused(push.caller, answer[0])
-                    if waits := self._pending.get(push.request_id):
-                        waits.fail(refused)
-        finally:
-            self._pushing = bool(self._outbox)
-            if self._outbox:
-                self._hurry()
-
     def _waits(self, push: Push) -> bool:
         call = self._pending.get(push.request_id)
         return call is not None and not call.future.done()
+
+    def _fail(self, push: Push, problem: ModelwrightError) -> None:
+        if call := self._pending.get(push.request_id):
+            call.fail(problem)
 
     async def _watch(self) -> None:
         """While calls wait, look for live workers: a frozen Valkey or a lost worker is noticed within two seconds."""
@@ -294,37 +224,9 @@ class DataPlane:
             if request.id not in call.replies and not call.future.done()
         ]
         for request, call in waiting:
-            self._post(Push([request], None, urgent=call.urgent))
+            self._pusher.post(Push([request], None, urgent=call.urgent))
             self._metrics.resent.inc()
         log.info("predict_resent", reason=reason, requests=len(waiting))
-
-    def _pop(self) -> None:
-        """Ask for replies; `_popped` asks again, for ever."""
-        command = ("BLMPOP", BLOCK, 1, self._reply_to, "LEFT", "COUNT", 256)
-        self._replies.ask(command, self._popped, BLOCK + TIMEOUT)
-
-    def _popped(self, answer: list[Any] | Unavailable | None) -> None:
-        if isinstance(answer, Unavailable):
-            log.warning("predict_reader_lost_valkey", reason=str(answer))
-            self._knock(0.05)
-            return
-        try:
-            for data in answer[1] if answer else ():
-                self._resolve(data)
-        finally:
-            self._loop.call_soon(self._pop)  # whoever has its answer goes first
-
-    def _knock(self, pause: float) -> None:
-        """Until Valkey is back; then send again what waits, and read on."""
-
-        def heard(answer: Any) -> None:
-            if isinstance(answer, Unavailable):
-                self._knock(min(1.0, pause * 2))
-            else:
-                self._resend("connection_lost")
-                self._pop()
-
-        self._loop.call_later(pause, self._replies.ask, ("PING",), heard)
 
     def _resolve(self, data: bytes) -> None:
         try:

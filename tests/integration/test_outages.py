@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from app.auth.keys import KeyService
 from app.contracts.queues import WORKERS, inference_connection
-from app.core import dataplane
+from app.core import replies
 from app.core.dataplane import DataPlane
 from app.core.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.core.errors import Unavailable
@@ -248,8 +248,8 @@ async def test_a_prediction_under_way_when_valkey_freezes(valkey: EmbeddedValkey
 async def test_the_reader_gives_up_a_connection_on_which_nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that vanished: connections open and stay silent, also the one on which the reader looks whether it is
     back."""
-    monkeypatch.setattr(dataplane, "BLOCK", 0.05)
-    monkeypatch.setattr(dataplane, "TIMEOUT", 0.1)
+    monkeypatch.setattr(replies, "BLOCK", 0.05)
+    monkeypatch.setattr(replies, "TIMEOUT", 0.1)
     opened: list[asyncio.StreamWriter] = []
     enough = asyncio.Event()
 
