@@ -11,7 +11,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from app.core.metrics import GatewayMetrics, InferenceMetrics
+from app.core.metrics import GatewayMetrics, InferenceMetrics, Later
 from app.core.settings import Settings
 from app.main import create_app
 
@@ -40,6 +40,8 @@ def exported() -> dict[str, set[str]]:
     found = {"up": set(TARGET)}
     for metrics in (GatewayMetrics().registry, registry):
         for metric in metrics._collector_to_names:
+            if isinstance(metric, Later):  # shows nothing of its own
+                continue
             assert isinstance(metric, MetricWrapperBase)
             for suffix in SUFFIXES[str(metric._type)]:
                 labels = {*metric._labelnames, *(["le"] if suffix == "_bucket" else ())}
