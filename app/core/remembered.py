@@ -6,6 +6,7 @@ while this call and those after it go on with what is known. Knows nothing of wh
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
@@ -31,6 +32,8 @@ class Remembered(Generic[V]):
         """`again` looks a name up whose value was known. `fresh` and `keep` in seconds."""
         self._again, self._fresh, self._keep = again, fresh, keep
         self._entries: dict[str, _Entry[V]] = {}
+        self._asked: dict[str, Future[V]] = {}
+        """What is being looked up."""
         self._lock = Lock()
 
     def get(self, name: str) -> V | None:
@@ -44,16 +47,32 @@ class Remembered(Generic[V]):
         return entry.value
 
     def look(self, name: str, look_up: Callable[[], V]) -> V:
-        """What another call has just found, else what `look_up` finds now; raises what it raises."""
+        """What another call has just found or is finding, else what `look_up` finds now; raises what it raises.
+
+        A thousand calls that come at once for one name take one connection to the database, not all.
+        """
         entries = self._entries  # `forget` puts another in its place: what is read before that is not kept
         found = entries.get(name)
         if found is not None and monotonic() < found.look_again < found.until:
             return found.value
-        return self._keep_value(entries, name, look_up())
+        with self._lock:
+            asked = self._asked
+            first = name not in asked
+            answer = asked.setdefault(name, Future())
+        if not first:
+            return answer.result()
+        try:
+            answer.set_result(self._keep_value(entries, name, look_up()))
+        except BaseException as exc:
+            answer.set_exception(exc)
+        finally:
+            del asked[name]
+        return answer.result()
 
     def forget(self) -> None:
         """Everything, also what is being looked up now."""
-        self._entries = {}
+        with self._lock:
+            self._entries, self._asked = {}, {}
 
     def _refresh(self, name: str, value: V) -> None:
         entries = self._entries

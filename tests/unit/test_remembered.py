@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -77,3 +78,36 @@ def test_a_flood_of_names_takes_no_memory() -> None:
     for number in range(SIZE + 10):
         memory.look(str(number), lambda: "x")
     assert len(memory._entries) == 10
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_those_who_ask_for_one_name_at_once_share_a_look_up(fails: bool) -> None:
+    memory = Remembered[str](lambda _name, value: value, fresh=FRESH, keep=KEEP)
+    asked: list[str] = []
+    all_here = threading.Barrier(9)
+    found: list[str] = []
+
+    def look_up() -> str:
+        asked.append("a")
+        time.sleep(0.3)  # the others come meanwhile
+        if fails:
+            raise KeyError("a")
+        return "A"
+
+    def caller() -> None:
+        all_here.wait()
+        try:
+            found.append(memory.look("a", look_up))
+        except KeyError:
+            found.append("failed")
+
+    threads = [threading.Thread(target=caller) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    all_here.wait()
+    assert memory.look("b", lambda: "B") == "B", "another name waits for nobody"
+    for thread in threads:
+        thread.join()
+    assert (asked, found) == (["a"], ["failed" if fails else "A"] * 8)
+    if fails:
+        assert memory.look("a", lambda: "A") == "A", "a failure is not remembered"
