@@ -40,6 +40,7 @@ LIVENESS = 1.0
 """Seconds between looks for live workers while calls wait."""
 RESTART = 0.1
 """Seconds until a task that failed begins anew."""
+
 log = get_logger(__name__)
 
 

@@ -77,7 +77,6 @@ def upgrade() -> None:
         "pins",
         sa.Column("version_id", sa.String(length=64), nullable=False),
         sa.Column("loaded", sa.Boolean(), nullable=False),
-        sa.Column("max_batch_size", sa.Integer(), nullable=True),
         sa.Column(
             "updated_at",
             postgresql.TIMESTAMP(timezone=True),
