@@ -7,7 +7,6 @@ same would happen to whoever has connected and is not yet accepted when the list
 
 import asyncio
 import ctypes
-import gc
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from types import FrameType
 import uvicorn
 
 from app.core.drain import draining
+from app.core.garbage import Garbage
 
 _CLOSE = (b"connection", b"close")
 _LAST_SECONDS = 0.25
@@ -72,11 +72,7 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._until is None:
             await super().startup(sockets)
-            # What is loaded by now stays: a full collection takes 70 ms for it, in mid-request. And thousands of calls
-            # that wait are no garbage: looking for cycles among them at the usual pace took a third of a core.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(20_000, 5, 1000)
+            self._garbage = Garbage()
         else:  # told to stop while the application was being imported: nobody knows this process yet
             self.should_exit = True
 
@@ -94,6 +90,7 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
         stop = await super().on_tick(counter)
+        self._garbage.look(len(self.server_state.tasks))
         if self._until is None:
             return stop
         if _CLOSE not in self.server_state.default_headers:
