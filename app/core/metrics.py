@@ -11,6 +11,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from app.core.logging import get_logger
+
+log = get_logger(__name__)
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -159,7 +163,10 @@ class Later(Collector):
         with self._lock:
             while self._waiting:
                 count, values = self._waiting.popleft()
-                count(*values)
+                try:
+                    count(*values)
+                except Exception:  # whoever settles has requests in hand
+                    log.exception("count_failed")
 
     def collect(self) -> Iterable[Metric]:
         self.settle()

@@ -15,7 +15,6 @@ from app.contracts.providers import Provider
 from tests import toy_artifact
 from workers.inference import providers
 from workers.inference.graph import Graph
-from workers.inference.sessions import memory
 from workers.training.encoders import SentenceEncoder
 from workers.training.export import INPUTS, OUTPUTS, export_onnx
 
@@ -39,7 +38,7 @@ def test_hundreds_of_shapes_take_no_more_than_the_estimate(provider: Provider, t
     command = [sys.executable, "-m", "tests.conformance.test_memory", provider, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     grown = int(done.stdout.splitlines()[-1])
-    allowed = memory(provider, (tmp_path / "model.onnx").stat().st_size)
+    allowed = providers.memory(provider, (tmp_path / "model.onnx").stat().st_size)
     assert 0 < grown <= allowed, f"{grown >> 20} of {allowed >> 20} MiB"
 
 

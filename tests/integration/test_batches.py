@@ -19,7 +19,7 @@ from app.registry.session import Database
 from app.registry.tables import BatchRow, VersionRow, WebhookDeliveryRow, WebhookEndpointRow
 from tests import toy_artifact
 from tests.integration.helpers import error, jsonl, upload
-from tests.integration.test_dataplane import Worker
+from tests.integration.plane.toy_plane import Worker
 from tests.integration.test_models_api import publish
 
 ENDED = ("completed", "failed", "expired", "cancelled")

@@ -19,9 +19,9 @@ from app.core.logging import get_logger
 from app.core.metrics import InferenceMetrics
 from model_store.verify import verify_folder
 from workers.codecs.text import TextCodec
+from workers.inference import providers
 from workers.inference.graph import Graph
 from workers.inference.providers import choice
-from workers.inference.providers import load as load_provider
 from workers.inference.runtime import Runtime
 from workers.inference.tasks import TASKS
 from workers.inference.tasks.base import Prepare
@@ -29,25 +29,10 @@ from workers.inference.tasks.base import Prepare
 Locate = Callable[[str], tuple[Path, str]]
 """Version id -> (its artifact's folder, the digest on its row). May raise anything."""
 
-_MEMORY: dict[Provider, tuple[float, int]] = {
-    "onnxruntime-cpu": (2.8, 32 << 20),
-    "openvino-bf16": (3.0, 256 << 20),
-    "cuda": (2.8, 32 << 20),
-    "tensorrt": (2.8, 32 << 20),
-}
-"""A loaded version takes so many times its graph, for weights that lie there twice and are laid out anew, and so many
-bytes: buffers, the tokenizer, and in OpenVINO kernels and buffers for all the shapes that it has seen (MiniLM-L6 after
-thousands of batches: 284 MB in ONNX Runtime, 519 in OpenVINO). Devices: a guess."""
 REMEMBER_FAILURE = 5.0
 """Seconds until a version that failed to load is tried again."""
 
 log = get_logger(__name__)
-
-
-def memory(provider: Provider, graph_size: int) -> int:
-    """Bytes that a loaded version takes, estimated; `graph_size` in bytes."""
-    factor, overhead = _MEMORY[provider]
-    return int(graph_size * factor) + overhead
 
 
 class ModelLoadFailed(Exception):
@@ -86,7 +71,7 @@ def load(version_id: str, folder: Path, digest: str, setting: ProviderSetting, r
             vectors=serving.task == "sentence-embedding",
         )
     else:
-        provider, runtime = setting, load_provider(setting, graph)
+        provider, runtime = setting, providers.load(setting, graph)
     return LoadedVersion(
         version_id=version_id,
         serving=serving,
@@ -94,7 +79,7 @@ def load(version_id: str, folder: Path, digest: str, setting: ProviderSetting, r
         runtime=runtime,
         prepare=TASKS[serving.task],
         provider=provider,
-        bytes=memory(provider, graph.size),
+        bytes=providers.memory(provider, graph.size),
     )
 
 

@@ -12,7 +12,7 @@ from tests.chaos.harness import Harness
 from tests.chaos.report import Row
 from tests.chaos.serving.callers import Load, Question, mixed
 from tests.chaos.serving.fleet import WORDS, Fleet
-from workers.inference.sessions import memory as estimate
+from workers.inference.providers import memory as estimate
 
 LAYERS = 4
 """MiB of one version's graph."""

@@ -1,7 +1,8 @@
 """The engines that can run a graph: one file each, one line in the table. Which one a version gets: `choice.py`.
 
-Each module has `available()`, which may import the engine, and `load(graph)`. A module is imported when its engine
-is asked for: none is needed for the others to work.
+Each module has `available()`, which may import the engine, `load(graph)`, and `memory(graph_size)`: bytes that a loaded
+version takes, estimated, of those of its graph. A module is imported when its engine is asked for: none is needed for
+the others to work.
 """
 
 from importlib import import_module
@@ -36,6 +37,12 @@ def load(provider: Provider, graph: Graph) -> Runtime:
         )
     runtime: Runtime = module.load(graph)
     return runtime
+
+
+def memory(provider: Provider, graph_size: int) -> int:
+    """Bytes that a loaded version takes in that provider, estimated; `graph_size` in bytes."""
+    found: int = _module(provider).memory(graph_size)
+    return found
 
 
 def _module(provider: Provider) -> ModuleType:

@@ -33,6 +33,11 @@ class OnDevice:
         return logits[:rows] if logits.ndim == 2 else logits[:rows, :tokens]
 
 
+def memory(graph_size: int) -> int:
+    """As on the processor: a guess."""
+    return int(graph_size * 2.8) + (32 << 20)
+
+
 def round_up(ids: Int64, mask: Int64) -> tuple[Int64, Int64]:
     """Rows to a power of two, tokens to a multiple of 16. Added rows have one token: attention over none is NaN."""
     rows, tokens = ids.shape

@@ -3,8 +3,10 @@
 import onnxruntime
 
 from workers.inference.graph import Graph
-from workers.inference.providers.device import OnDevice
+from workers.inference.providers.device import OnDevice, memory
 from workers.inference.runtime import Runtime
+
+__all__ = ["available", "load", "memory"]
 
 NAME = "TensorrtExecutionProvider"
 

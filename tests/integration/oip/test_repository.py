@@ -1,5 +1,4 @@
 """The repository of the Open Inference Protocol with the stock triton client: what is loaded, and how."""
-# ruff: noqa: F811  (fixtures of the other file)
 
 import json
 from typing import Any
@@ -9,7 +8,7 @@ from httpx2 import Client
 from tritonclient.utils import InferenceServerException
 
 from app.core.ids import new_id
-from tests.integration.test_oip import Toys, address, client, http, output, texts, toys  # noqa: F401  (fixtures)
+from tests.integration.oip.toy_oip import Toys, output, texts
 
 
 def index(client: Any, name: str) -> dict[str, tuple[str, str]]:

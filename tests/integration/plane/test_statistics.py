@@ -1,5 +1,4 @@
 """Counts of predictions over a real Valkey: several gateways add up, and none is lost while Valkey is away."""
-# ruff: noqa: F811  (fixtures of the other file)
 
 import asyncio
 from contextlib import closing
@@ -20,7 +19,7 @@ from app.core.statistics import Counts, Statistics
 from app.services.models import ServableVersion
 from app.services.predictions import PredictionService
 from tests import toy_artifact
-from tests.integration.test_dataplane import Worker, gateway, serving, until_waiting, url  # noqa: F401  (fixture)
+from tests.integration.plane.toy_plane import Worker, gateway, serving, until_waiting
 from workers.inference.link import Link
 
 

@@ -1,152 +1,20 @@
-"""`/v2` with the stock `tritonclient`, sync and aio: a gateway on a port, a worker over toy artifacts."""
+"""`/v2` with the stock `tritonclient`, sync and aio: metadata, inference in every encoding, statistics."""
 
 import json
 import struct
-import threading
 import time
-import zlib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-import uvicorn
-from fastapi.testclient import TestClient
-from httpx2 import Client, Response
-from sqlalchemy import update
+from httpx2 import Client
 from tritonclient.utils import InferenceServerException
 
 from app.api.middleware import PUBLIC
-from app.contracts.manifest import MANIFEST_NAME, Manifest
 from app.core.ids import new_id
-from app.core.process import free_port
-from app.core.settings import Settings
-from app.main import create_app
-from app.registry.session import Database
-from app.registry.tables import VersionRow
-from tests import toy_artifact
-from tests.integration.test_models_api import publish
-from workers.inference.consumer import Consumer
-
-LABELS = ["a", "b", "c"]
-
-
-class Bearer:
-    """A plugin of the stock client, its own place for a key."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def __call__(self, request: Any) -> None:
-        request.headers["authorization"] = f"Bearer {self._key}"
-
-
-class Toys:
-    """Published toy versions and the worker that serves them."""
-
-    def __init__(self, database: Database, root: Path) -> None:
-        self._database, self._root = database, root
-        self.folders: dict[str, tuple[Path, str]] = {}
-
-    def publish(self, name: str, **options: Any) -> VersionRow:
-        row = publish(self._database, name)
-        folder = self._root / row.id
-        digest = toy_artifact.build(folder, **options)
-        serving = Manifest.model_validate_json((folder / MANIFEST_NAME).read_text()).serving
-        with self._database.unit_of_work() as session:
-            values = {"serving": serving.model_dump(), "task": serving.task}
-            session.execute(update(VersionRow).where(VersionRow.id == row.id).values(**values))
-        self.folders[row.id] = (folder, digest)
-        return row
-
-
-@pytest.fixture(scope="module")
-def toys(database: Database, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toys]:
-    found = Toys(database, tmp_path_factory.mktemp("toys"))
-    assert settings.redis_url
-    consumer = Consumer(settings.redis_url, settings, found.folders.__getitem__)
-    consumer.start()
-    yield found
-    consumer.stop()
-
-
-@pytest.fixture(scope="module")
-def classifier(toys: Toys) -> str:
-    name = f"toy-{new_id('')[:8]}"
-    toys.publish(name)
-    toys.publish(name)
-    return name
-
-
-@pytest.fixture(scope="module")
-def tagger(toys: Toys) -> str:
-    return toys.publish(f"tag-{new_id('')[:8]}", task="token-classification", labels=toy_artifact.IOB2).model.name
-
-
-@pytest.fixture(scope="module")
-def address(settings: Settings) -> Iterator[str]:
-    """A gateway as uvicorn runs it: the stock client needs a socket."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=free_port(), log_level="error", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"127.0.0.1:{server.config.port}"
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture
-def client(address: str, admin_key: str) -> Iterator[Any]:
-    found = triton.InferenceServerClient(address, concurrency=8)
-    found.register_plugin(Bearer(admin_key))
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def http(address: str, admin_key: str) -> Iterator[Client]:
-    with Client(base_url=f"http://{address}", headers={"authorization": f"Bearer {admin_key}"}) as found:
-        yield found
-
-
-def texts(*given: str, binary: bool = True, module: Any = triton) -> list[Any]:
-    tensor = module.InferInput("text", [len(given)], "BYTES")
-    tensor.set_data_from_numpy(np.array(given, dtype=np.object_), binary_data=binary)
-    return [tensor]
-
-
-def ids(rows: list[list[int]], width: int) -> list[Any]:
-    padded = np.array([row + [0] * (width - len(row)) for row in rows], dtype=np.int64)
-    mask = np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=np.int64)
-    found = []
-    for name, values in (("input_ids", padded), ("attention_mask", mask)):
-        found.append(triton.InferInput(name, list(values.shape), "INT64"))
-        found[-1].set_data_from_numpy(values)
-    return found
-
-
-def output(result: Any, name: str) -> list[Any]:
-    values: list[Any] = result.as_numpy(name).tolist()
-    return [value.decode() if isinstance(value, bytes) else value for value in values]
-
-
-def said(answer: Response, status: int) -> str:
-    """The message of the protocol's error body."""
-    assert answer.status_code == status, answer.text
-    assert list(answer.json()) == ["error"]
-    assert answer.headers["x-request-id"]
-    found: str = answer.json()["error"]
-    return found
-
-
-def infer_body(*given: str, **members: Any) -> dict[str, Any]:
-    tensor = {"name": "text", "shape": [len(given)], "datatype": "BYTES", "data": list(given)}
-    return {"inputs": [tensor], **members}
+from tests.integration.oip.toy_oip import LABELS, Bearer, Toys, ids, infer_body, output, texts
 
 
 def test_server_calls(client: Any, address: str, classifier: str) -> None:
@@ -341,92 +209,6 @@ def test_names_with_colons_at_signs_and_slashes(client: Any, http: Client, toys:
         client.get_model_metadata(f"{name}:1", "2")
     with pytest.raises(InferenceServerException, match=r"\[404\] no model 'owner/name'"):
         client.infer("owner/name", texts("w1"))
-
-
-def test_extensions_that_are_not_there_are_404(client: Any, classifier: str) -> None:
-    calls = [
-        client.get_log_settings,
-        lambda: client.update_log_settings({"log_info": True}),
-        client.get_trace_settings,
-        lambda: client.get_trace_settings(classifier),
-        lambda: client.update_trace_settings(classifier, {"trace_level": ["OFF"]}),
-        client.get_system_shared_memory_status,
-        lambda: client.register_system_shared_memory("region", "/key", 8),
-        client.unregister_system_shared_memory,
-        client.get_cuda_shared_memory_status,
-        client.unregister_cuda_shared_memory,
-    ]
-    for call in calls:
-        with pytest.raises(InferenceServerException, match=r"^\[404\]"):
-            call()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"surprise": 1}, "surprise: unknown field"),
-        ({"inputs": []}, "inputs: "),
-        ({"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a"]}]}, "has 1 elements; its shape"),
-        ({"inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}]}, "it takes [-1]"),
-        ({"inputs": [{"name": "text", "shape": [1], "datatype": "FP32", "data": [1.0]}]}, "text is FP32"),
-        ({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [1]}]}, "holds int; BYTES takes"),
-        ({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES"}]}, "must have one of data and"),
-        ({"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}, "no input 'image'"),
-        ({"inputs": [{"name": "text", "shape": [0], "datatype": "BYTES", "data": []}]}, "text has 0 entries"),
-        ({"inputs": [{"name": "input_ids", "shape": [1, 1], "datatype": "INT64", "data": [2]}]}, "and attention_mask"),
-        ({"outputs": [{"name": "vectors"}]}, "has no output 'vectors'; it has label, score, logits"),
-        ({"outputs": [{"name": "label"}, {"name": "label"}]}, "asked for twice"),
-        ({"outputs": [{"name": "label", "parameters": {"classification": 2}}]}, "cannot be ranked"),
-        ({"parameters": {"timeout": "soon"}}, "parameters.timeout"),
-    ],
-)
-def test_refused_requests_name_value_and_remedy(
-    http: Client, classifier: str, change: dict[str, Any], message: str
-) -> None:
-    assert message in said(http.post(f"/v2/models/{classifier}/infer", json={**infer_body("w1"), **change}), 400)
-
-
-def test_masks_and_texts_that_make_no_sense(client: Any, http: Client, classifier: str) -> None:
-    pair = ids([[2, 5, 3]], 4)
-    pair[1].set_data_from_numpy(np.array([[1, 0, 1, 1]], dtype=np.int64))
-    with pytest.raises(InferenceServerException, match=r"attention_mask\[0\] must be ones"):
-        client.infer(classifier, pair)
-    with pytest.raises(InferenceServerException, match="give one of them"):
-        client.infer(classifier, [*texts("w1"), *ids([[2, 5, 3]], 3)])
-    answer = http.post(
-        f"/v2/models/{classifier}/infer", content=b"\xff", headers={"inference-header-content-length": "0"}
-    )
-    assert "text[0] is not UTF-8" in said(answer, 400)
-
-
-def test_broken_bodies(http: Client, classifier: str, settings: Settings) -> None:
-    url = f"/v2/models/{classifier}/infer"
-    assert "not valid JSON" in said(http.post(url, content=b"{"), 400)
-    assert "not gzip" in said(http.post(url, content=b"{}", headers={"content-encoding": "gzip"}), 400)
-    assert "'br'" in said(http.post(url, content=b"{}", headers={"content-encoding": "br"}), 400)
-    bomb = zlib.compress(b" " * (settings.max_request_bytes + 1))
-    assert len(bomb) < 10_000
-    assert "when decompressed" in said(http.post(url, content=bomb, headers={"content-encoding": "deflate"}), 413)
-    long = {"inference-header-content-length": "999"}
-    assert "is 999 and the body has 2" in said(http.post(url, content=b"{}", headers=long), 400)
-    assert "larger than this route" in said(http.post(url, content=b" " * (settings.max_request_bytes + 1)), 413)
-
-
-def test_every_path_under_v2_answers_with_the_protocols_error(http: Client, anonymous: TestClient) -> None:
-    said(http.get("/v2/nothing"), 404)
-    said(http.post("/v2/nothing/at/all"), 404)
-    said(http.put("/v2/models/a"), 405)
-    said(http.post("/v2/health/live"), 404)
-    assert anonymous.get("/v2").json().keys() == {"error"}
-    assert anonymous.get("/v2/models/a/ready").status_code == 401
-
-
-def test_scopes(address: str, keys: Any, classifier: str) -> None:
-    bearer = {"authorization": f"Bearer {keys.create('p', ['predict'])}"}
-    with Client(base_url=f"http://{address}", headers=bearer) as http:
-        assert http.post(f"/v2/models/{classifier}/infer", json=infer_body("w1")).status_code == 200
-        assert "scope" in said(http.post(f"/v2/repository/models/{classifier}/unload"), 403)
-        assert "scope" in said(http.get(f"/v2/models/{classifier}"), 403)
 
 
 async def test_the_aio_client(address: str, admin_key: str, classifier: str, toys: Toys) -> None:

@@ -1,5 +1,4 @@
 """The queue between gateways and workers: bounded, in turns, handed over where somebody is idle."""
-# ruff: noqa: F811  (fixtures of the other file)
 
 import asyncio
 import time
@@ -10,19 +9,7 @@ import pytest
 import redis
 
 from app.core.errors import DeadlineExceeded, Overloaded
-from tests.integration.test_dataplane import (  # noqa: F401  (fixtures)
-    Worker,
-    artifacts,
-    client,
-    gateway,
-    labels_of,
-    service,
-    serving,
-    soon,
-    text,
-    until_waiting,
-    url,
-)
+from tests.integration.plane.toy_plane import Worker, gateway, labels_of, service, serving, soon, text, until_waiting
 from workers.inference.link import Link
 
 

@@ -1,0 +1,61 @@
+"""Cycles are looked for while few requests would wait for it."""
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+from weakref import ref
+
+import pytest
+
+from app.core.garbage import FEW, FULL, LATE, SOON, Garbage
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.fixture
+def garbage() -> Iterator[Garbage]:
+    yield Garbage()
+    gc.unfreeze()
+    gc.enable()
+
+
+def make(count: int) -> list[Any]:
+    """At least so many objects that the collector counts, none of them garbage: Python reuses a hundred uncounted."""
+    return [[] for _ in range(count + 1000)]
+
+
+def test_a_quiet_process_collects_soon(garbage: Garbage) -> None:
+    gone = ref(Cycle())
+    assert not garbage.look(in_flight=0)
+    assert gone() is not None  # nor does Python by itself
+    kept = make(SOON)
+    assert garbage.look(in_flight=FEW)
+    assert gone() is None
+    assert not garbage.look(in_flight=0), "once is enough"
+    assert len(kept) > SOON
+
+
+def test_a_storm_puts_it_off_but_not_for_ever(garbage: Garbage) -> None:
+    gone = ref(Cycle())
+    kept = make(SOON)
+    assert not garbage.look(in_flight=FEW + 1)
+    assert gone() is not None
+    kept += make(LATE)
+    assert garbage.look(in_flight=FEW + 1)
+    assert gone() is None
+
+
+def test_what_grew_old_before_it_became_garbage_goes_too(garbage: Garbage) -> None:
+    old = Cycle()
+    gone = ref(old)
+    gc.collect(1)  # it is of the oldest generation now
+    del old
+    for _ in range(FULL):
+        assert gone() is not None
+        kept = make(SOON)
+        assert garbage.look(in_flight=0)
+        del kept
+    assert gone() is None
