@@ -1,9 +1,11 @@
 """The fused graph without padding between its attentions: dense layers see the real tokens of a batch and no others.
 
 A batch of texts of unlike lengths is padded to the longest. Attention needs that form; all else in an encoder treats
-each token by itself, and three quarters of the work on padding is there. So the rows of real tokens are gathered before
-the first attention, spread out again for each attention, and once more for whatever reads the encoder's output. What
-stands on padding afterwards is another token's row: it is masked in attention and in means, and nobody reads it.
+each token by itself, and nearly all of the work on padding is there. So the rows of real tokens are gathered before the
+first attention, spread out again for each attention, and once more for whatever reads the encoder's output. What stands
+on padding afterwards is another token's row: it is masked in attention and in means, and nobody reads it.
+
+An attention's three projections treat each token by itself, too, and are taken out of the fused operator first.
 
 Pure: a graph in, a graph out. Knows no engine.
 """
@@ -18,6 +20,8 @@ _BY_TOKEN = frozenset(
     {"Add", "Sub", "Mul", "Div", "MatMul", "BiasGelu", "Gelu", "FastGelu", "Erf", "Tanh", "Relu", "LayerNormalization"}
 )
 """Operators that treat each token by itself, if `_each_token_alone` agrees."""
+_ATTENTIONS = frozenset({"Attention", "MultiHeadAttention"})
+_THIRDS = "packing.thirds"
 _INDEX, _PLACE = "packing.index", "packing.place"
 """Where in the flattened batch each real token stands; which real token stands at each place [batch, sequence]."""
 
@@ -28,14 +32,14 @@ def pack(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> bool:
     `shapes` of all weights by name: they need not be in `model`.
     """
     graph = model.graph
-    ranks = {name: len(shape) for name, shape in shapes.items()}
     first = next((node for node in graph.node if node.op_type == "Attention" and len(node.input) > 2), None)
     bias = first and shapes.get(first.input[2])
     if first is None or not bias or "attention_mask" not in {i.name for i in graph.input}:
         return False
     root, width = first.input[0], bias[0] // 3
-    constants = {"packing.flat": np.array([-1]), "packing.rows": np.array([-1, width]), "packing.zero": np.array(0)}
-    constants["packing.one"] = np.array(1)
+    constants = {"packing.flat": np.array([-1]), "packing.rows": np.array([-1, width]), _THIRDS: np.array([width] * 3)}
+    constants |= {"packing.zero": np.array(0), "packing.one": np.array(1)}
+    ranks = {name: len(shape) for name, shape in shapes.items()}
     packed: set[str] = set()
     nodes: list[NodeProto] = []
 
@@ -50,7 +54,7 @@ def pack(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> bool:
         return helper.make_node("Gather", [f"{name}.packed", _PLACE], [f"{name}.spread"])
 
     spread_already: set[str] = set()
-    for node in graph.node:
+    for node in [part for whole in graph.node for part in _apart(whole, ranks)]:
         inputs = [name for name in node.input if name in packed]
         alone = bool(inputs) and _each_token_alone(node, packed, ranks)
         for name in () if alone else inputs:
@@ -68,7 +72,7 @@ def pack(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> bool:
         elif root in node.output:
             nodes += [*_indices(), *gathered(root)]
             packed.add(root)
-        elif node.op_type == "Attention" and inputs:
+        elif node.op_type in _ATTENTIONS and inputs:
             nodes += gathered(node.output[0])
             packed.add(node.output[0])
     for output in graph.output:
@@ -78,6 +82,34 @@ def pack(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> bool:
     graph.node.extend(nodes)
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     return True
+
+
+def _apart(node: NodeProto, ranks: dict[str, int]) -> list[NodeProto]:
+    """An `Attention` as three projections and a `MultiHeadAttention`; another node as it is. Adds to `ranks`.
+
+    ONNX Runtime projects for each row and head by itself, a matrix product of one text's tokens by 32 columns: 12 texts
+    of 11 tokens take 0.9 ms a layer in MiniLM-L6, and 0.78 with the projections of all of them in three products.
+    """
+    settings = {attribute.name: attribute for attribute in node.attribute}
+    sizes = list(settings["qkv_hidden_sizes"].ints) if "qkv_hidden_sizes" in settings else []
+    plain = settings.keys() <= {"num_heads", "scale", "qkv_hidden_sizes"} and len(set(sizes)) <= 1
+    if node.op_type != "Attention" or not plain or len(node.input) < 3 or any(node.input[3:5]):
+        return [node]
+    source, weight, bias, *rest = node.input
+    weights, biases, projections, sums = (
+        [f"{node.output[0]}.{which}.{what}" for which in ("query", "key", "value")]
+        for what in ("weight", "bias", "projection", "sum")
+    )
+    ranks |= dict.fromkeys(weights, 2) | dict.fromkeys(biases, 1)
+    parts = [
+        helper.make_node("Split", [weight, _THIRDS], weights, axis=1),
+        helper.make_node("Split", [bias, _THIRDS], biases, axis=0),
+        *(helper.make_node("MatMul", [source, w], [p]) for w, p in zip(weights, projections, strict=True)),
+        *(helper.make_node("Add", [p, b], [s]) for p, b, s in zip(projections, biases, sums, strict=True)),
+        helper.make_node("MultiHeadAttention", [*sums, "", *rest[:1], *rest[2:3]], node.output, domain=node.domain),
+    ]
+    parts[-1].attribute.extend(found for name, found in settings.items() if name != "qkv_hidden_sizes")
+    return parts
 
 
 def _indices() -> list[NodeProto]:
