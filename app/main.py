@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
@@ -13,9 +14,11 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from app import __version__
 from app.api import errors
 from app.api.deps import Services, declared_scope
+from app.api.hot import HotRoutes
 from app.api.inprocess import InProcess
 from app.api.lane import FastLane
 from app.api.middleware import DOCS_ASSETS, PUBLIC, Authentication, RequestContext
+from app.api.refusals import STATE, EarlyRefusals
 from app.api.routes import (
     aliases,
     batches,
@@ -97,12 +100,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         slots = asyncio.Semaphore(settings.batch_concurrency)
         runner = BatchRunner(BatchContext(database, store, settings, InProcess(app), plane.waiting, slots))
         await plane.start()
         runner.start()
-        yield
+        yield {STATE: EarlyRefusals(hot, services.keys, plane, metrics)}
         await runner.stop()
         await plane.stop()
         await statistics.stop()
@@ -141,10 +144,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         _refuse_undeclared(router)
         app.include_router(router)
     app.state.routers = routers
+    hot = HotRoutes(routers)
     errors.install(app)
     # Inside the request context, so that its answer gets our envelope; routes of files raise the limit.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_request_bytes)
-    app.add_middleware(FastLane, routers=routers, services=services)
+    app.add_middleware(FastLane, routes=hot, services=services)
     app.add_middleware(Authentication, keys=services.keys)
     app.add_middleware(RequestContext, metrics=metrics)
     return app

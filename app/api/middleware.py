@@ -6,7 +6,7 @@ Denied by default: a path that is not listed as public needs a working key, also
 import json
 import re
 import time
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -43,38 +43,49 @@ HOT = "modelwright.hot"
 """In the scope of a call of a hot route."""
 ON_BEHALF = "modelwright.on_behalf"
 """In a scope that this process made itself: id of the key to act for. No server puts it into a caller's."""
+RawHeaders = Sequence[tuple[bytes, bytes]]
+"""Names in lower case."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 
 
-def _header(scope: Scope, name: bytes) -> bytes:
+def _header(headers: RawHeaders, name: bytes) -> bytes:
     """The first one of that name, or nothing; `Headers` costs seven times as much."""
-    for found, value in scope["headers"]:
+    for found, value in headers:
         if found == name:
             return bytes(value)
     return b""
+
+
+def request_id(headers: RawHeaders) -> str:
+    """The caller's own where it may be one, else a new one."""
+    given = _header(headers, b"x-request-id")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else new_id("req_")
+
+
+def bearer(headers: RawHeaders) -> str:
+    """The key of `authorization: Bearer <key>`, or nothing."""
+    scheme, _, key = _header(headers, b"authorization").decode("latin-1").partition(" ")
+    return key if scheme.lower() == "bearer" else ""
 
 
 class RequestContext:
     """Gives the request an id, then logs and counts its answer."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
-        self.app = app
-        # By labels, found once: it takes longer than the counting.
-        self._requests, self._seconds = cache(metrics.requests.labels), cache(metrics.request_seconds.labels)
+        self.app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = _header(scope, b"x-request-id")
-        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id("req_")
+        named = request_id(scope["headers"])
         status, started, answered = 500, time.perf_counter(), False
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, answered
             if message["type"] == "http.response.start":
                 status, answered = message["status"], True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", named.encode())]
                 if status == 413 and (headers := MutableHeaders(scope=message))["content-type"].startswith(
                     "text/plain"
                 ):
@@ -85,7 +96,7 @@ class RequestContext:
                 message["body"] = _too_large(scope["path"])
             await send(message)
 
-        outer = REQUEST_ID.set(request_id)
+        outer = REQUEST_ID.set(named)
         try:
             await self.app(scope, receive, send_with_id)
         except Exception:
@@ -99,8 +110,7 @@ class RequestContext:
             route = getattr(scope.get("route"), "path", "unmatched")
             # Lines of batches are told apart: nobody waits for them, and they come by the ten thousand.
             method = "BATCH" if ON_BEHALF in scope else scope["method"]
-            self._requests(method, route, str(status)).inc()
-            self._seconds(method, route).observe(seconds)
+            self._metrics.count(method, route, status, seconds)
             # What comes by the thousand a second is counted; a line each would cost more than the rest of the call.
             often = HOT in scope and (status < 300 or status == 429)
             quiet = often or route.startswith(("/health", "/v2/health")) or ON_BEHALF in scope
@@ -133,8 +143,7 @@ class Authentication:
     async def _caller(self, scope: Scope) -> Any:
         if key_id := scope.get(ON_BEHALF):
             return self.keys.cached_by_id(key_id) or await run_in_threadpool(self.keys.check_by_id, key_id)
-        scheme, _, key = _header(scope, b"authorization").decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer" or not key:
+        if not (key := bearer(scope["headers"])):
             raise Unauthenticated(
                 "this call needs a key: send the header `Authorization: Bearer <key>`", code="missing_api_key"
             )

@@ -1,13 +1,15 @@
-"""uvicorn's HTTP protocol with one write a response.
+"""uvicorn's HTTP protocol with one write a response, and with refusals that need no application.
 
 uvicorn writes head and body apart, and uvloop hands each to the kernel at once: 0.01 ms and a wake-up of the client
-twice. Knows nothing of HTTP.
+twice.
 """
 
 import asyncio
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.api.refusals import STATE, EarlyRefusals
 
 
 class _Corked:
@@ -38,6 +40,40 @@ class _Corked:
         return getattr(self._transport, name)
 
 
-class OneWriteProtocol(HttpToolsProtocol):
+class _Answered:
+    """What uvicorn asks of the last request on a connection, where that was refused: it is over, and what still comes
+    of its body is thrown away."""
+
+    response_started = response_complete = keep_alive = True
+    message_event = asyncio.Event()
+
+
+class GatewayProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, _Corked(transport)))
+        self._refusals: EarlyRefusals | None = self.app_state.get(STATE)
+
+    def on_headers_complete(self) -> None:
+        early = self._refusals
+        refused = early.answer(self.url, self.headers) if early and early.possible and self._plain() else None
+        if refused is None:
+            super().on_headers_complete()
+            return
+        head, body = refused
+        lines = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
+        self.transport.write(b"".join([STATUS_LINE[429], *lines, head]))
+        self.transport.write(body)
+        self.cycle = cast(Any, _Answered)
+        self.on_response_complete()
+
+    def _plain(self) -> bool:
+        """Whether a POST is to be answered now, on a connection that stays open, and whose body comes unasked."""
+        parser = self.parser
+        return (
+            parser.get_method() == b"POST"
+            and parser.get_http_version() == "1.1"
+            and getattr(self.cycle, "response_complete", True)  # of the call before, if there was one
+            and parser.should_keep_alive()
+            and not parser.should_upgrade()
+            and not self.expect_100_continue
+        )

@@ -48,7 +48,7 @@ def gateway(
         host=host,
         port=port,
         loop="uvloop",
-        http="app.cli.protocol:OneWriteProtocol",
+        http="app.cli.protocol:GatewayProtocol",
         access_log=False,  # the request log has ids and times
         log_config=None,
         timeout_graceful_shutdown=10,

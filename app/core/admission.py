@@ -28,6 +28,13 @@ class Admission:
         self._refused: dict[str, tuple[float, Overloaded]] = {}
         """Caller -> until when it need not ask the queue again, and what it hears."""
         self._last = (0.0, self._full(0))
+        self._until = 0.0
+        """When the last of `_refused` is over."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there may be anybody to refuse: what is cheap to know."""
+        return self.total >= self._open or self._clock() < self._until
 
     def refusal(self, caller: str) -> Overloaded | None:
         """Why this caller may not send more now; for a moment the same object, so that it need be worded only once."""
@@ -58,7 +65,8 @@ class Admission:
         if len(self._refused) > 1000:
             self._refused.clear()
         problem = self._full(waiting)
-        self._refused[caller] = (self._clock() + REFUSE_AGAIN, problem)
+        self._until = self._clock() + REFUSE_AGAIN
+        self._refused[caller] = (self._until, problem)
         return problem
 
     def _full(self, waiting: int) -> Overloaded:

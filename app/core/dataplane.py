@@ -107,6 +107,11 @@ class DataPlane:
         await self._replies.stop()
         await self._commands.aclose()
 
+    @property
+    def crowded(self) -> bool:
+        """Whether `refusal` may have anything to say, to anybody."""
+        return self._admission.crowded
+
     def refusal(self, caller: str) -> Overloaded | None:
         """Why a call of this caller would be refused now, whatever is in it."""
         if problem := self._admission.refusal(caller):

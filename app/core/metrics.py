@@ -23,19 +23,21 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
+        answered = Counter(
             "modelwright_http_requests",
             "Answered requests.",
             ["method", "route", "status"],
             registry=self.registry,
         )
-        self.request_seconds = Histogram(
+        seconds = Histogram(
             "modelwright_http_request_seconds",
             "Time to answer.",
             ["method", "route"],
             buckets=_SECONDS,
             registry=self.registry,
         )
+        # By labels, found once: it takes longer than the counting.
+        self._answered, self._seconds = cache(answered.labels), cache(seconds.labels)
         self.queue_waiting = Gauge(
             "modelwright_predict_queue_tokens",
             "Tokens, estimated, that wait for a worker.",
@@ -49,6 +51,11 @@ class GatewayMetrics:
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # set by `app/cli/gateways.py`: values are in files then
             self._shown = CollectorRegistry()
             MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One answered request; `route` is a template."""
+        self._answered(method, route, str(status)).inc()
+        self._seconds(method, route).observe(seconds)
 
     def render(self) -> bytes:
         """Prometheus' text format."""

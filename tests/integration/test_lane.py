@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import middleware
 from app.api.deps import requires
-from app.api.lane import FastLane, hot
+from app.api.hot import HotRoutes, hot
+from app.api.lane import FastLane
 from app.auth.keys import KeyService
 from app.contracts.catalogue import BASE_ENCODERS
 from app.core.settings import Settings
@@ -287,7 +288,7 @@ def test_the_document_still_describes_them(pair: Pair, path: str) -> None:
     ]
 
 
-def test_a_route_that_asks_for_more_than_the_lane_gives_stops_the_start(pair: Pair) -> None:
+def test_a_route_that_asks_for_more_than_the_lane_gives_stops_the_start() -> None:
     router = APIRouter()
 
     @router.post("/odd", dependencies=[requires("predict")])
@@ -295,9 +296,5 @@ def test_a_route_that_asks_for_more_than_the_lane_gives_stops_the_start(pair: Pa
     async def odd(page: int) -> None:
         pass
 
-    async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
-        pass
-
-    services = pair.service.client.app.state.services  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="/odd cannot be hot"):
-        FastLane(nothing, [router], services)
+        HotRoutes([router])

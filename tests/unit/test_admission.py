@@ -36,9 +36,9 @@ def test_whom_the_queue_refused_is_refused_for_a_moment() -> None:
     now = [5.0]
     admission = Admission(LIMIT, lambda: now[0])
     assert "about 99 tokens" in admission.refused("a", 99).message
-    assert admission.refusal("a") and not admission.refusal("b")
+    assert admission.refusal("a") and not admission.refusal("b") and admission.crowded
     now[0] += REFUSE_AGAIN
-    assert admission.refusal("a") is None
+    assert admission.refusal("a") is None and not admission.crowded
     for caller in range(2000):
         admission.refused(str(caller), 1)
     assert len(admission._refused) <= 1001
@@ -49,6 +49,10 @@ def test_all_that_entered_and_left_leaves_nothing(calls: list[tuple[str, int]]) 
     admission = Admission(LIMIT)
     inside = []
     for call in calls:
+        if refused := call[0] == "c" and len(inside) % 5 == 4:
+            admission.refused(call[0], 1)
+        asked = [admission.refusal(caller) for caller in "abcd"]
+        assert admission.crowded or not (refused or any(asked)), "nobody is refused who was not looked at"
         if admission.refusal(call[0]) is None:
             admission.enter(*call)
             inside.append(call)

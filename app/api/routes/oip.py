@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app import __version__
 from app.api.deps import CallerDep, ServicesDep, StickyKey, requires, servable
-from app.api.lane import hot
+from app.api.hot import hot
 from app.api.oip import body as wire
 from app.api.schemas import oip as shapes
 from app.contracts.oip import TEXT, Tensor, TensorSpec, Wanted, outputs_of

@@ -7,7 +7,7 @@ import msgspec
 from fastapi import APIRouter, Header, Response
 
 from app.api.deps import CallerDep, JsonAnswer, ServicesDep, StickyKey, requires, servable
-from app.api.lane import hot
+from app.api.hot import hot
 from app.api.schemas.openai import EmbeddingBody, EmbeddingList, ModerationBody, ModerationList, ModerationResult
 from app.core.errors import InvalidRequest
 from app.core.ids import new_id

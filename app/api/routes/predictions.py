@@ -6,7 +6,7 @@ import msgspec
 from fastapi import APIRouter, Header, Response
 
 from app.api.deps import CallerDep, JsonAnswer, ServicesDep, StickyKey, requires, servable
-from app.api.lane import hot
+from app.api.hot import hot
 from app.api.schemas.predictions import NO_PARAMETERS, PredictBody, PredictionObject
 from app.core.ids import new_id
 from app.services.embeddings import floats, vectors
