@@ -36,9 +36,9 @@ def test_whom_the_queue_refused_is_refused_for_a_moment() -> None:
     now = [5.0]
     admission = Admission(LIMIT, lambda: now[0])
     assert "about 99 tokens" in admission.refused("a", 99).message
-    assert admission.refusal("a") and not admission.refusal("b") and admission.crowded
+    assert admission.crowded and admission.refusal("a") and not admission.refusal("b")
     now[0] += REFUSE_AGAIN
-    assert admission.refusal("a") is None and not admission.crowded
+    assert [admission.refusal("a"), admission.crowded] == [None, False]
     for caller in range(2000):
         admission.refused(str(caller), 1)
     assert len(admission._refused) <= 1001
@@ -46,8 +46,8 @@ def test_whom_the_queue_refused_is_refused_for_a_moment() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), max_size=60))
 def test_all_that_entered_and_left_leaves_nothing(calls: list[tuple[str, int]]) -> None:
-    admission = Admission(LIMIT)
-    inside = []
+    admission = Admission(LIMIT, lambda: 5.0)
+    inside: list[tuple[str, int]] = []
     for call in calls:
         if refused := call[0] == "c" and len(inside) % 5 == 4:
             admission.refused(call[0], 1)
