@@ -1,7 +1,7 @@
 """Refusals of a full queue, given on the head of a request: no task, no ASGI, no body.
 
 In a storm of ten times what the service can do, nine of ten answers are refusals. Through the application each takes
-0.095 ms of a busy core, from here 0.055: goodput rises from 0.91 of the peak to 0.94. Whatever is in doubt here (an
+0.095 ms of a busy core, from here 0.055, which leaves 2 % more for answers. Whatever is in doubt here (an
 unknown key, a missing scope, a gateway that drains) goes through the application, which refuses what it must itself.
 """
 
@@ -29,6 +29,8 @@ class EarlyRefusals:
         self._routes, self._keys, self._plane, self._metrics = routes, keys, plane, metrics
         self._last: dict[bool, tuple[Overloaded, bytes, bytes]] = {}
         """Under `/v2` or not -> the last one, and what was sent: in a flood the same answer is sent many times."""
+        self.given = 0
+        """Refusals so far."""
 
     @property
     def possible(self) -> bool:
@@ -46,6 +48,7 @@ class EarlyRefusals:
             return None
         if (full := self._plane.refusal(caller.key_id)) is None:
             return None
+        self.given += 1
         head, body = self._worded(full, path.startswith(b"/v2/"))
         self._metrics.count("POST", found[0].route.path, 429, time.perf_counter() - started)
         return b"%sx-request-id: %s\r\n\r\n" % (head, request_id(headers).encode()), body

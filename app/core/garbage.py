@@ -8,7 +8,7 @@ exception leaves some seventy objects. Knows no server.
 import gc
 
 SOON, FEW = 20_000, 128
-"""Objects more than at the last look, and requests in flight below which that is enough to look again: 5 ms."""
+"""Objects more than at the last look, and requests waiting up to which that is enough to look again: 5 to 20 ms."""
 LATE = 400_000
 """Objects with which nobody waits for a quiet moment: 60 MiB, three times what a full queue holds by default."""
 FULL = 10
@@ -25,10 +25,10 @@ class Garbage:
         gc.disable()
         self._looks = 0
 
-    def look(self, in_flight: int) -> bool:
-        """Collect if it is time. Cheap: ask some times a second."""
+    def look(self, waiting: int) -> bool:
+        """Collect if it is time; `waiting` requests would be late. Cheap: ask some times a second."""
         made = gc.get_count()[0]
-        if made < SOON or (in_flight > FEW and made < LATE):
+        if made < SOON or (waiting > FEW and made < LATE):
             return False
         self._looks += 1
         gc.collect(1 if self._looks % FULL else 2)

@@ -82,8 +82,9 @@ def test_it_is_the_answer_of_the_application(full: ToyService, path: str) -> Non
 
 
 def test_each_has_an_id_of_its_own(full: ToyService) -> None:
+    before = early(full).given
     heads = {found[0] for _ in range(9) if (found := early(full).answer(b"/predict", headers(full.key)))}
-    assert len(heads) == 9 and all(b"\r\nx-request-id: req_" in head for head in heads)
+    assert early(full).given - before == len(heads) == 9 and all(b"\r\nx-request-id: req_" in head for head in heads)
 
 
 def test_who_has_less_than_a_share_is_let_in(full: ToyService, keys: KeyService) -> None:

@@ -2,11 +2,15 @@
 
 import gc
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from weakref import ref
 
 import pytest
+import uvicorn
 
+from app.api.refusals import STATE
+from app.cli.server import DrainingServer
 from app.core.garbage import FEW, FULL, LATE, SOON, Garbage
 
 
@@ -29,22 +33,22 @@ def make(count: int) -> list[Any]:
 
 def test_a_quiet_process_collects_soon(garbage: Garbage) -> None:
     gone = ref(Cycle())
-    assert not garbage.look(in_flight=0)
+    assert not garbage.look(waiting=0)
     assert gone() is not None  # nor does Python by itself
     kept = make(SOON)
-    assert garbage.look(in_flight=FEW)
+    assert garbage.look(waiting=FEW)
     assert gone() is None
-    assert not garbage.look(in_flight=0), "once is enough"
+    assert not garbage.look(waiting=0), "once is enough"
     assert len(kept) > SOON
 
 
 def test_a_storm_puts_it_off_but_not_for_ever(garbage: Garbage) -> None:
     gone = ref(Cycle())
     kept = make(SOON)
-    assert not garbage.look(in_flight=FEW + 1)
+    assert not garbage.look(waiting=FEW + 1)
     assert gone() is not None
     kept += make(LATE)
-    assert garbage.look(in_flight=FEW + 1)
+    assert garbage.look(waiting=FEW + 1)
     assert gone() is None
 
 
@@ -56,6 +60,17 @@ def test_what_grew_old_before_it_became_garbage_goes_too(garbage: Garbage) -> No
     for _ in range(FULL):
         assert gone() is not None
         kept = make(SOON)
-        assert garbage.look(in_flight=0)
+        assert garbage.look(waiting=0)
         del kept
     assert gone() is None
+
+
+def test_refused_calls_would_have_waited_too() -> None:
+    server: Any = DrainingServer(uvicorn.Config("none:app"), 1.0)
+    server.lifespan = SimpleNamespace(state={})
+    assert server._waiting() == 0
+    refusals = server.lifespan.state[STATE] = SimpleNamespace(given=7)
+    server.server_state.tasks.add("a call")
+    assert server._waiting() == 8
+    refusals.given = 9
+    assert [server._waiting(), server._waiting()] == [3, 1]
