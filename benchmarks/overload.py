@@ -30,8 +30,8 @@ from benchmarks.storm import poisson, storm
 from workers.codecs.text import TextCodec
 
 CONNECTIONS = (64, 256)
-"""Of callers; the better of the two is the peak. A storm stands beside the mean of the peaks before and after it: within
-a minute a host's speed drifts by a tenth."""
+"""Of callers; the better of the two is the peak. A storm stands beside the mean of the peaks before and after it: a
+host's speed drifts by a tenth within a minute."""
 AFTER, EVERY = 15.0, 0.1
 """Seconds of ordinary requests after a storm, and between two of them."""
 
