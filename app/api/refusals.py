@@ -1,16 +1,15 @@
 """Refusals of a full queue, given on the head of a request: no task, no ASGI, no body.
 
 In a storm of ten times what the service can do, nine of ten answers are refusals. Through the application each takes
-0.095 ms of a busy core, from here 0.055, which leaves 2 % more for answers. Whatever is in doubt here (an
-unknown key, a missing scope, a gateway that drains) goes through the application, which refuses what it must itself.
+0.095 ms of a busy core, from here 0.055, which leaves 2 % more for answers. Whatever is in doubt (an unknown key, a
+missing scope, a gateway that drains) goes through the application, which refuses what it must itself.
 """
 
 import time
-from collections.abc import Sequence
 
 from app.api.errors import respond
 from app.api.hot import HotRoutes
-from app.api.middleware import bearer, request_id
+from app.api.middleware import RawHeaders, bearer, request_id
 from app.auth.keys import KeyService
 from app.contracts import scopes
 from app.core.dataplane import DataPlane
@@ -37,9 +36,9 @@ class EarlyRefusals:
         """Whether anybody may have to be refused: a quick no for a gateway that has room."""
         return self._plane.crowded and not draining.is_set()
 
-    def answer(self, path: bytes, headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes] | None:
+    def answer(self, path: bytes, headers: RawHeaders) -> tuple[bytes, bytes] | None:
         """The refusal of a `POST` to `path`: its headers, all but the server's, with the blank line, and its body. None
-        if the application is to answer. Names in `headers` are in lower case."""
+        if the application is to answer."""
         started = time.perf_counter()
         if (found := self._routes.find(path.decode("latin-1"))) is None:
             return None

@@ -66,6 +66,13 @@ class GatewayProtocol(HttpToolsProtocol):
         self.cycle = cast(Any, _Answered)
         self.on_response_complete()
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        # A body that ends after its answer: its last part stopped the clock, and uvicorn starts it with answers only.
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            idle = self.timeout_keep_alive
+            self.timeout_keep_alive_task = self.loop.call_later(idle, self.timeout_keep_alive_handler)
+
     def _plain(self) -> bool:
         """Whether a POST is to be answered now, on a connection that stays open, and whose body comes unasked."""
         parser = self.parser

@@ -23,7 +23,7 @@ from app.registry.session import Database
 from app.registry.tables import JobRow, VersionRow
 from app.services.exports import ExportService
 from tests.integration.helpers import INTENTS, create_job, error, finish_all, upload_rows
-from tests.integration.toy_service import ToyService, toy_service
+from tests.integration.toy_service import ToyService, bare_base, toy_service
 from tests.toys import build_toy_base
 from workers.lifecycle import run_waiting
 
@@ -38,10 +38,8 @@ def service(
 ) -> Iterator[ToyService]:
     """`toy-encoder` answers already; `raw` and `broken` are folders that nobody has asked for."""
     home = tmp_path_factory.mktemp("embeddings")
-    (home / "models" / MODEL).mkdir(parents=True)
-    (home / "models" / MODEL / "config.json").write_text("{}")
-    (home / "models" / "broken").mkdir()
-    (home / "models" / "broken" / "config.json").write_text("{}")
+    bare_base(home / "models" / MODEL)
+    bare_base(home / "models" / "broken")
     build_toy_base(home / "models" / "raw")
     finish_all(database)
     with toy_service(settings, database, admin_key, home, models=home / "models") as found:

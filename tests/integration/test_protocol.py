@@ -70,10 +70,12 @@ class Client(asyncio.Protocol):
 
 
 async def talk(asks: Sequence[bytes], refusals: Any = None, apart: float = 0.0) -> list[bytes]:
-    """The last ask has the server close the connection. `apart`: seconds between one and the next."""
+    """The server closes the connection: the last ask has it do so, or nothing comes for a second. `apart`: seconds
+    between one ask and the next."""
     config = uvicorn.Config(
         app, http="app.cli.protocol:GatewayProtocol", loop="asyncio", lifespan="off", log_config=None
     )
+    config.timeout_keep_alive = 1
     config.load()
     server_state = uvicorn.server.ServerState()
     server_state.default_headers = [(b"date", b"today")]
@@ -141,3 +143,8 @@ def test_nobody_is_asked_while_there_is_room() -> None:
     refusals.possible = False
     assert statuses(asyncio.run(talk([post(b"/refused"), get(b"/close")], refusals))) == [200, 200]
     assert refusals.asked == 0
+
+
+def test_a_connection_that_idles_after_a_refusal_is_closed() -> None:
+    ask = post(b"/refused")
+    assert asyncio.run(talk([ask[:40], ask[40:9000], ask[9000:]], Refusals(), apart=0.05)) == [REFUSED]

@@ -11,7 +11,7 @@ from app.contracts.catalogue import BASE_ENCODERS
 from app.core.drain import draining
 from app.core.settings import Settings
 from app.registry.session import Database
-from tests.integration.toy_service import ToyService, toy_service
+from tests.integration.toy_service import ToyService, bare_base, toy_service
 
 NAME, BASE = "refusals-toy", "toy-encoder"
 CALLS: dict[str, Any] = {
@@ -27,8 +27,7 @@ def service(
     settings: Settings, database: Database, admin_key: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ToyService]:
     home = tmp_path_factory.mktemp("refusals")
-    (home / "models" / BASE).mkdir(parents=True)
-    (home / "models" / BASE / "config.json").write_text("{}")
+    bare_base(home / "models" / BASE)
     with toy_service(settings, database, admin_key, home, models=home / "models") as found:
         found.add(NAME)
         found.add(f"{NAME}-rules", labels=("spam", "rude"), multi_label=True)
@@ -51,12 +50,8 @@ def early(service: ToyService) -> EarlyRefusals:
     return found
 
 
-def headers(key: str, **more: str) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"host", b"x"),
-        (b"authorization", f"Bearer {key}".encode()),
-        *((k.encode(), v.encode()) for k, v in more.items()),
-    ]
+def headers(key: str) -> list[tuple[bytes, bytes]]:
+    return [(b"host", b"x"), (b"authorization", f"Bearer {key}".encode())]
 
 
 @pytest.mark.parametrize("path", CALLS)

@@ -75,6 +75,12 @@ class ToyService:
         return row
 
 
+def bare_base(folder: Path) -> None:
+    """The folder of a base model that is known by name and cannot be loaded."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+
+
 @contextmanager
 def toy_service(settings: Settings, database: Database, key: str, home: Path, **changes: Any) -> Iterator[ToyService]:
     """Runs until the block ends."""
